@@ -1,0 +1,12 @@
+"""The package behind the book *Keras Optimizers from the Inside*. Every public name is importable from here."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from companion.optimizers import SGD, Adam, Momentum
+
+try:
+    __version__ = version("keras-optimizer-companion")
+except PackageNotFoundError:  # used from a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = ["SGD", "Adam", "Momentum"]

@@ -1,0 +1,158 @@
+"""One style, one colour for each method, and figures that carry their own data. Every chapter draws with it."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {
+    "flow": "#4D4D4D",
+    "sgd": "#0072B2",
+    "heun": "#D98200",
+    "rk4": "#00795B",
+    "momentum": "#8F5BA8",
+    "adaptive": "#A3492F",
+    "quiet": "#8C8C8C",
+}
+"""One colour for each method, the same in the whole book and distinguishable under the common colour blindnesses."""
+
+STYLE: dict[str, Any] = {
+    "axes.edgecolor": "#4D4D4D",
+    "axes.grid": True,
+    "axes.labelsize": 11,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 150,
+    "figure.facecolor": "white",
+    "figure.figsize": (7.0, 3.6),
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "grid.color": "#E6E6E6",
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+    "savefig.facecolor": "white",
+}
+"""The Matplotlib settings of the whole book, for ``plt.style.use(figures.STYLE)``."""
+
+_METADATA_KEY = "figure"
+
+
+def label(axes: "Axes", x: float, y: float, text: str, colour: str, **kwargs: Any) -> None:
+    """Writes ``text`` next to its line, in the line's colour, where a legend would make the reader look twice.
+
+    Args:
+        axes: where to write.
+        x: position in data coordinates.
+        y: position in data coordinates.
+        text: the words.
+        colour: a key of :data:`COLOURS`, or any Matplotlib colour.
+        **kwargs: those of ``Axes.annotate``.
+    """
+    axes.annotate(text, (x, y), color=COLOURS.get(colour, colour), fontweight="bold", **kwargs)
+
+
+def data(figure: "Figure") -> list[dict[str, Any]]:
+    """Reads back what a figure shows: for each axes its titles, lines, points, bars and images, to six digits.
+
+    The book stores this next to each picture, and its tests assert it.
+
+    Args:
+        figure: a Matplotlib figure.
+
+    Returns:
+        One dictionary for each axes, with the keys ``title``, ``xlabel``, ``ylabel`` and, where there are any,
+        ``lines`` (``label``, ``x``, ``y``), ``points``, ``bars`` and ``images``.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> figure, axes = plt.subplots()
+        >>> _ = axes.plot([0, 1], [2, 3], label="loss")
+        >>> data(figure)[0]["lines"]
+        [{'label': 'loss', 'x': [0.0, 1.0], 'y': [2.0, 3.0]}]
+    """
+    return [_axes_data(axes) for axes in figure.axes]
+
+
+def _axes_data(axes: "Axes") -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "title": axes.get_title(loc="left") or axes.get_title(),
+        "xlabel": axes.get_xlabel(),
+        "ylabel": axes.get_ylabel(),
+    }
+    lines = [
+        {"label": str(line.get_label()), "x": _rounded(line.get_xdata()), "y": _rounded(line.get_ydata())}
+        for line in axes.get_lines()
+    ]
+    offsets = [np.asarray(collection.get_offsets()) for collection in axes.collections]
+    points = [_rounded(places) for places in offsets if len(places) > 1]
+    bars = [_rounded([bar.get_width(), bar.get_height()]) for bars in axes.containers for bar in bars]
+    images = [_rounded(image.get_array()) for image in axes.images]
+    kinds = {"lines": lines, "points": points, "bars": bars, "images": images}
+    return found | {kind: values for kind, values in kinds.items() if values}
+
+
+def _rounded(values: Any) -> list[Any]:
+    def six_digits(value: Any) -> Any:
+        if isinstance(value, list):
+            return [six_digits(entry) for entry in value]
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+
+    return six_digits(np.ma.filled(np.ma.asarray(values, dtype=float), np.nan).tolist())
+
+
+def show(figure: "Figure") -> None:
+    """Displays a figure in a notebook with its :func:`data` in the output's metadata, and closes it.
+
+    Args:
+        figure: a Matplotlib figure.
+    """
+    import matplotlib.pyplot as plt
+    from IPython import display
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    plt.close(figure)
+    bundle = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": "<Figure>"}
+    display.display(bundle, raw=True, metadata={_METADATA_KEY: data(figure)})
+
+
+def differences(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]], rtol: float = 1e-2) -> list[str]:
+    """Compares the :func:`data` of two figures and lists where they differ by more than ``rtol`` of a curve's range.
+
+    Args:
+        found: the data of one figure.
+        expected: the data of the other.
+        rtol: tolerance, relative to the largest absolute value of each list of numbers. Defaults to 1e-2.
+
+    Returns:
+        One sentence for each difference; empty if there is none.
+
+    Example:
+        >>> differences([{"title": "a"}], [{"title": "b"}])
+        ["[0].title: 'a' instead of 'b'"]
+    """
+    return _differences(list(found), list(expected), rtol, "")
+
+
+def _differences(found: Any, expected: Any, rtol: float, place: str) -> list[str]:
+    if isinstance(found, dict) and isinstance(expected, dict) and found.keys() == expected.keys():
+        return [line for key in found for line in _differences(found[key], expected[key], rtol, f"{place}.{key}")]
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        try:
+            numbers, wanted = np.array(found, dtype=float), np.array(expected, dtype=float)
+        except (TypeError, ValueError):
+            pairs = enumerate(zip(found, expected, strict=True))
+            return [line for i, (a, b) in pairs for line in _differences(a, b, rtol, f"{place}[{i}]")]
+        scale = np.nanmax(np.abs(wanted), initial=0.0)
+        close = np.allclose(numbers, wanted, rtol=0, atol=rtol * scale, equal_nan=True)
+        return [] if close else [f"{place}: numbers differ by up to {np.nanmax(np.abs(numbers - wanted)):.3g}"]
+    return [] if found == expected else [f"{place}: {found!r} instead of {expected!r}"]

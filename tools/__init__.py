@@ -1,0 +1,1 @@
+"""What authors run: execute the notebooks, emulate Colab, set the repository's address."""

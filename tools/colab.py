@@ -1,0 +1,55 @@
+"""Runs every notebook as Colab would: Colab's versions, an empty folder, and the install cell exactly as it stands.
+
+The repository's address is redirected to a copy of this checkout, in which the release's tag points to the present
+state, so nothing has to be published first. Usage: python -m tools.colab PYTHON [pytest arguments …] where PYTHON is
+an interpreter that has tools/requirements-colab.txt installed and `companion` not.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _git(*arguments: str, cwd: pathlib.Path = ROOT) -> str:
+    return subprocess.run(["git", *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main(python: str, arguments: list[str]) -> int:
+    """Returns the exit status of nbval on all notebooks."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        mirror, content = folder / "mirror.git", folder / "content"
+        _git("clone", "--quiet", "--bare", str(ROOT), str(mirror))
+        state = _git("stash", "create") or _git("rev-parse", "HEAD")
+        _git("push", "--quiet", "--force", str(mirror), f"{state}:refs/tags/v{project['version']}")
+        shutil.copytree(ROOT / "notebooks", content, ignore=shutil.ignore_patterns(".*"))
+        for helper in ("conftest.py", "tools"):
+            source = ROOT / helper
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / helper)
+        redirect = {
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": f"url.{mirror.as_uri()}.insteadOf",
+            "GIT_CONFIG_VALUE_0": project["urls"]["Repository"],
+        }
+        if not _companion_is_absent(python):
+            subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "keras-optimizer-companion"], check=True)
+        command = [python, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-c", os.devnull, *arguments]
+        return subprocess.run(
+            [*command, "--rootdir", name, str(content)], cwd=folder, env=os.environ | redirect
+        ).returncode
+
+
+def _companion_is_absent(python: str) -> bool:
+    test = "import importlib.util, sys; sys.exit(importlib.util.find_spec('companion') is not None)"
+    return subprocess.run([python, "-I", "-c", test]).returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
