@@ -4,7 +4,7 @@ A check is a function of the answer that returns a hint, or ``None`` if the answ
 """
 
 import importlib
-import pkgutil
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +43,9 @@ def check(number: str, *answer: Any) -> Verdict:
         >>> check("01.4", ...)
         Exercise 01.4: not answered yet.
     """
-    checks = all_checks()
+    checks = checks_of(number.partition(".")[0])
     if number not in checks:
-        raise ValueError(f"`number` must be one of {', '.join(checks)}. Received: number={number!r}")
+        raise ValueError(f"`number` must be that of an exercise, such as '01.2'. Received: number={number!r}")
     if any(part is ... for part in answer):
         return Verdict(False, f"Exercise {number}: not answered yet.")
     try:
@@ -57,11 +57,16 @@ def check(number: str, *answer: Any) -> Verdict:
     return Verdict(False, f"Exercise {number}: not yet. Hint: {hint}")
 
 
-def all_checks() -> dict[str, Callable[..., str | None]]:
-    """The checks of every chapter, by exercise number.
+def checks_of(chapter: str) -> dict[str, Callable[..., str | None]]:
+    """The checks of one chapter, by exercise number.
+
+    Args:
+        chapter: two digits, such as ``"01"``.
 
     Returns:
-        A dictionary from numbers such as ``"01.2"`` to functions of the answer.
+        A dictionary from numbers such as ``"01.2"`` to functions of the answer; empty if there is no such chapter.
     """
-    chapters = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    return {number: function for chapter in chapters for number, function in chapter.CHECKS.items()}
+    if importlib.util.find_spec(f"{__name__}.chapter_{chapter}") is None:
+        return {}
+    checks: dict[str, Callable[..., str | None]] = importlib.import_module(f"{__name__}.chapter_{chapter}").CHECKS
+    return checks

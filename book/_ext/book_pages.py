@@ -1,0 +1,75 @@
+"""Fills two pages of the book from what the tests and the benchmarks say: the claims, and the measured ratios."""
+
+import ast
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+class Claim(NamedTuple):
+    """A sentence of the book and the test that holds it."""
+
+    chapter: str
+    sentence: str
+    path: str
+    test: str
+    line: int
+
+
+def collect_claims(folder: pathlib.Path = ROOT / "tests") -> list[Claim]:
+    """Finds every ``@pytest.mark.claim(sentence, chapter=…)`` below a folder, in the order of chapters."""
+    claims = []
+    for path in sorted(folder.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for mark in getattr(node, "decorator_list", []):
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.claim":
+                    (sentence,) = (ast.literal_eval(argument) for argument in mark.args)
+                    (chapter,) = (ast.literal_eval(keyword.value) for keyword in mark.keywords)
+                    name = path.relative_to(folder.parent).as_posix()
+                    claims.append(Claim(chapter, sentence, name, node.name, node.lineno))  # type: ignore[attr-defined]
+    return sorted(claims, key=lambda claim: claim.chapter)
+
+
+def claims_page(repository: str) -> str:
+    """The claims as Markdown: a section for each chapter, a line for each sentence, a link to its test."""
+    claims = collect_claims()
+    lines = [f"{len(claims)} claims are held at present.", ""]
+    for chapter in sorted({claim.chapter for claim in claims}):
+        (path,) = (ROOT / "notebooks").glob(f"{chapter}_*.ipynb")
+        lines += [f"(claims-{chapter})=", f"## Chapter {chapter}", "", f"From {{doc}}`/notebooks/{path.stem}`:", ""]
+        for claim in claims:
+            if claim.chapter == chapter:
+                link = f"{repository}/blob/main/{claim.path}#L{claim.line}"
+                lines.append(f"- {claim.sentence} — [`{claim.test}`]({link})")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def performance_page(path: pathlib.Path = ROOT / "book" / "performance.json") -> str:
+    """The measured ratios as a Markdown table, with the date, the processor and the versions they belong to."""
+    bench = json.loads(path.read_text())
+    versions = ", ".join(f"{name} {version}" for name, version in bench["versions"].items())
+    lines = [f"Measured on {bench['date']} on {bench['processor']}, with {versions}.", ""]
+    lines += ["| what | ratio | middle half | pairs |", "|---|---:|---:|---:|"]
+    for row in bench["results"]:
+        spread = f"{row['ratio_q1']:.2f} – {row['ratio_q3']:.2f}"
+        lines.append(f"| {row['what']} | **{row['ratio_median']:.2f}** | {spread} | {row['runs']} |")
+    return "\n".join(lines)
+
+
+def _fill(app: Any, docname: str, source: list[str]) -> None:
+    if docname == "book/claims":
+        source[0] = source[0].replace("<!-- claims -->", claims_page(app.config.html_theme_options["repository_url"]))
+        for path in sorted((ROOT / "tests").rglob("test_*.py")):
+            app.env.note_dependency(str(path))
+    elif docname == "book/performance":
+        source[0] = source[0].replace("<!-- performance -->", performance_page())
+        app.env.note_dependency(str(ROOT / "book" / "performance.json"))
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Registers the extension with Sphinx."""
+    app.connect("source-read", _fill)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

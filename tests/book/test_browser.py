@@ -1,0 +1,139 @@
+"""Every built page as a reader meets it: in Chromium, light, dark and on a phone, with no host but its own."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+
+from tests.book.reading import ROOT
+
+_TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [_TOC["root"], *(page["file"] for part in _TOC["parts"] for page in part["chapters"])]
+CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
+VIEWS = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
+    "phone": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}},
+}
+# What the theme itself gets wrong, by rule and page ("" stands for every page).
+UPSTREAM = {
+    ("", "label-content-name-mismatch"),
+    ("", "region"),
+    ("book/bibliography", "aria-required-children"),
+    ("book/bibliography", "aria-allowed-role"),
+    ("book/bibliography", "aria-deprecated-role"),
+}
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Any:
+    """Opens a page in a view; collects console errors and every request that fails or leaves the page's own host."""
+    contexts = []
+
+    def open_page(page_name: str, view: str) -> tuple[Any, list[str]]:
+        context = browser.new_context(**VIEWS[view])
+        contexts.append(context)
+        page, complaints = context.new_page(), []
+
+        def route(request_route: Any) -> None:
+            if request_route.request.url.startswith(address):
+                request_route.continue_()
+            else:
+                complaints.append(f"request to {request_route.request.url}")
+                request_route.abort()
+
+        page.route("**/*", route)
+        page.on("console", lambda message: message.type == "error" and complaints.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))
+        page.on("response", lambda response: response.status >= 400 and complaints.append(f"missing: {response.url}"))
+        page.goto(f"{address}/{page_name}.html", wait_until="networkidle")
+        return page, complaints
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_clean(visit: Any, name: str, view: str) -> None:
+    page, complaints = visit(name, view)
+    assert complaints == []
+    assert page.evaluate("document.documentElement.dataset.theme") == ("dark" if view == "dark" else "light")
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0, "overflow"
+    assert page.locator("mjx-merror, .MathJax_Error").count() == 0
+    formulas = page.locator(".math").count()
+    assert page.locator("mjx-container").count() == formulas, "formulas that MathJax did not render"
+    text = page.evaluate(
+        """() => { const copy = document.querySelector('article').cloneNode(true);
+        copy.querySelectorAll('pre, code, mjx-container').forEach(node => node.remove()); return copy.textContent; }"""
+    )
+    assert not re.search(r"\$\$|\\\(|\\frac|\\theta|\{doc\}", text), "raw markup in the text"
+    violations = {violation["id"]: violation for violation in Axe().run(page).response["violations"]}
+    unexpected = {
+        rule: [node["html"][:200] for node in violation["nodes"][:5]]
+        for rule, violation in violations.items()
+        if not {("", rule), (name, rule)} & UPSTREAM
+    }
+    assert unexpected == {}, json.dumps(unexpected, indent=1)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_offers_colab_source_and_issue(visit: Any, name: str) -> None:
+    page, _ = visit(name, "light")
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    repository = config["repository"]["url"]
+    links = page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
+    path = repository.removeprefix("https://github.com/")
+    assert f"{config['launch_buttons']['colab_url']}/github/{path}/blob/main/{name}.ipynb" in links
+    assert f"{repository}/edit/main/{name}.ipynb" in links
+    assert any(link.startswith(f"{repository}/issues/new") for link in links)
+    assert any(link.endswith(f"_sources/{name}.ipynb") for link in links)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_figures_have_their_alt_text(visit: Any, name: str) -> None:
+    page, _ = visit(name, "light")
+    alts = page.eval_on_selector_all(".cell_output img", "images => images.map(image => image.alt)")
+    assert alts
+    assert all(len(alt) > 40 for alt in alts), alts
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_solutions_are_folded_and_unfold(visit: Any, name: str) -> None:
+    page, _ = visit(name, "phone")
+    solutions = page.locator("article details:has(summary:text-is('Solution'))")
+    assert solutions.count() >= 3
+    first = solutions.first
+    assert not first.locator("pre").is_visible()
+    first.locator("summary").click()
+    assert first.locator("pre").is_visible()
+
+
+def test_search_finds_a_word(visit: Any, address: str) -> None:
+    page, complaints = visit("search", "light")
+    page.goto(f"{address}/search.html?q=nesterov", wait_until="networkidle")
+    page.wait_for_selector("#search-results li a")
+    found = page.eval_on_selector_all("#search-results li a", "links => links.map(link => link.href)")
+    assert any("03_momentum_and_state" in link for link in found)
+    assert complaints == []
+
+
+def test_copy_button_copies(visit: Any) -> None:
+    page, _ = visit(CHAPTERS[0], "light")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    cell = page.locator("div.cell_input div.highlight").nth(1)
+    cell.hover()
+    cell.locator("button.copybtn").click()
+    page.wait_for_timeout(200)
+    assert page.evaluate("navigator.clipboard.readText()").strip() == cell.locator("pre").inner_text().strip()
+
+
+def test_an_outside_request_would_be_noticed(visit: Any) -> None:
+    page, complaints = visit("book/index", "light")
+    page.evaluate("fetch('http://192.0.2.1/').catch(() => {})")
+    page.wait_for_timeout(200)
+    assert any("192.0.2.1" in complaint for complaint in complaints)

@@ -1,0 +1,67 @@
+"""The pages that are built from the tests: every claim stands in its chapter, every chapter has claims."""
+
+import json
+import pathlib
+import re
+import sys
+
+import pytest
+
+from tests.book.reading import CHAPTERS, ROOT, markdown
+
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+from book_pages import Claim, claims_page, collect_claims, performance_page
+
+CLAIMS = collect_claims()
+
+
+def plain_text(text: str) -> str:
+    """A text without emphasis, code marks and line breaks, so that a sentence can be looked up in it."""
+    return re.sub(r"\s+", " ", re.sub(r"[*`$]", "", text))
+
+
+def missing(claim: Claim, text: str) -> bool:
+    """Whether a chapter's text lacks the sentence of a claim."""
+    return plain_text(claim.sentence) not in plain_text(text)
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.chapter}-{claim.test}")
+def test_claim_stands_in_its_chapter(claim: Claim) -> None:
+    assert not missing(claim, markdown(claim.chapter)), claim.sentence
+
+
+def test_a_claim_that_drifted_is_found() -> None:
+    claim = CLAIMS[0]
+    assert missing(claim, markdown(claim.chapter).replace(claim.sentence.split()[-1], "nothing"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_chapter_has_claims(chapter: str) -> None:
+    assert sum(claim.chapter == chapter for claim in CLAIMS) >= 5
+
+
+def test_claims_are_collected_from_decorators(tmp_path: pathlib.Path) -> None:
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_it.py").write_text('@pytest.mark.claim("It holds.", chapter="07")\ndef test_it():\n    pass\n')
+    assert collect_claims(tests) == [Claim("07", "It holds.", "tests/test_it.py", "test_it", 2)]
+
+
+def test_claims_page_has_every_claim() -> None:
+    page = claims_page("https://example.org/repository")
+    assert all(claim.sentence in page and f"{claim.path}#L{claim.line}" in page for claim in CLAIMS)
+
+
+def test_performance_page_shows_what_was_measured(tmp_path: pathlib.Path) -> None:
+    row = {"name": "sgd", "what": "SGD", "ratio_median": 0.987, "ratio_q1": 0.9, "ratio_q3": 1.1, "runs": 40}
+    bench = {"date": "2026-01-02", "processor": "a processor", "versions": {"keras": "3.15.1"}, "results": [row]}
+    (tmp_path / "performance.json").write_text(json.dumps(bench))
+    page = performance_page(tmp_path / "performance.json")
+    assert "| SGD | **0.99** | 0.90 – 1.10 | 40 |" in page
+    assert "2026-01-02 on a processor, with keras 3.15.1" in page
+
+
+def test_committed_measurements_are_complete() -> None:
+    bench = json.loads((ROOT / "book" / "performance.json").read_text())
+    assert bench["results"]
+    assert {"python", "tensorflow", "keras", "numpy"} <= set(bench["versions"])

@@ -1,0 +1,149 @@
+"""Every chapter has its frame, no orphan number, exercises that are checked, and solutions that are right."""
+
+import ast
+import copy
+import itertools
+import re
+from typing import Any
+
+import nbformat
+import pytest
+
+from companion import exercises
+from tests.book.prose import numbers, orphans
+from tests.book.reading import CHAPTERS, ROOT, markdown, notebook
+from tests.book.test_pages import plain_text
+
+HEADINGS = ("## Try it", "## In practice", "## Sources")
+
+
+def code_cells(chapter: str) -> list[Any]:
+    return [cell for cell in notebook(chapter).cells if cell.cell_type == "code"]
+
+
+def exercise_cells(chapter: str) -> list[tuple[str, str]]:
+    """The code of each exercise's cell, and the solution behind the fold that follows it."""
+    found, cells = [], notebook(chapter).cells
+    for cell, following in itertools.pairwise(cells):
+        if cell.cell_type == "code" and "exercises.check(" in cell.source:
+            fold = re.search(
+                r"<details>\s*<summary>Solution</summary>\n\n(.*?)\n\n</details>", following.source, re.DOTALL
+            )
+            assert fold, f"no solution after: {cell.source[-60:]}"
+            (solution,) = re.findall(r"```python\n(.*?)```", fold[1], re.DOTALL)
+            found.append((cell.source, solution))
+    return found
+
+
+EXERCISES = [
+    pytest.param(chapter, code, solution, id=re.findall(r'exercises\.check\(\s*"([\d.]+)"', code)[-1])
+    for chapter in CHAPTERS
+    for code, solution in exercise_cells(chapter)
+]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_frame(chapter: str) -> None:
+    text = markdown(chapter)
+    assert re.match(r"# [A-Z`]", text)
+    assert all(f"\n**{part}**" in text for part in ("You will", "You need", "Run time"))
+    positions = [text.index(f"\n{heading}\n") for heading in HEADINGS]
+    assert positions == sorted(positions)
+    assert text.rstrip().endswith("[claims](../book/claims.md).")
+    assert 3 <= len(exercise_cells(chapter)) <= 5
+    assert "5879" in text or chapter == "01", "the post of 2018 is the origin"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_setup_is_the_same_everywhere(chapter: str) -> None:
+    first = next(iter(CHAPTERS))
+    assert [cell.source for cell in code_cells(chapter)[:2]] == [cell.source for cell in code_cells(first)[:2]]
+    assert "--no-deps" in code_cells(chapter)[0].source
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_prose_is_plain_markdown_and_links_lead_somewhere(chapter: str) -> None:
+    text = markdown(chapter)
+    assert not re.search(r"\{(?:ref|doc|cite|numref|math|eq)[:}]|^:::|^```\{", text, re.MULTILINE), "shows raw in Colab"
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not target.startswith("http"):
+            assert (ROOT / "notebooks" / target).exists(), target
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_notebook_is_normalised(chapter: str) -> None:
+    cells = notebook(chapter).cells
+    assert [cell.id for cell in cells] == [f"cell-{index:03}" for index in range(len(cells))]
+    counts = [cell.execution_count for cell in code_cells(chapter)]
+    assert counts == list(range(1, len(counts) + 1))
+    streams = [output.get("name") for cell in code_cells(chapter) for output in cell.outputs]
+    assert "stderr" not in streams
+    assert not any("execution" in cell.metadata for cell in cells)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_figures_have_alt_text_and_data(chapter: str) -> None:
+    drawn = 0
+    for cell in code_cells(chapter):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                drawn += 1
+                assert len(cell.metadata["mystnb"]["image"]["alt"]) > 40
+                for axes in output.metadata["figure"]:
+                    assert axes.keys() & {"lines", "points", "bars", "images"} or len(output.metadata["figure"]) > 1
+    assert drawn >= 2
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_no_orphan_numbers(chapter: str) -> None:
+    assert orphans(notebook(chapter)) == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize(
+    "wrong", ["It reaches 0.7351 here.", "That is 37.19 % less.", "About 4,711 of them.", "$3.7 \\times 10^{-9}$"]
+)
+def test_a_wrong_number_is_found(chapter: str, wrong: str) -> None:
+    broken = copy.deepcopy(notebook(chapter))
+    broken.cells[0].source += f"\n\n{wrong}"
+    assert orphans(broken) == [number.text for number in numbers(wrong)]
+
+
+def test_what_counts_as_held() -> None:
+    page = nbformat.v4.new_notebook()
+    code = nbformat.v4.new_code_cell(
+        "print(2 / 3)", outputs=[nbformat.v4.new_output("stream", text="0.6667 and 1.2e-05")]
+    )
+    page.cells = [
+        nbformat.v4.new_markdown_cell("About 0.67, or 67 %, and $1.2 \\times 10^{-5}$; 2018; `0.3`; chapter 11."),
+        code,
+    ]
+    assert orphans(page) == []
+    page.cells[0].source = "About 0.68, or 66 %, and $1.3 \\times 10^{-5}$; 12 of them."
+    assert orphans(page) == ["0.68", "66 %", "1.3e-5", "12"]
+
+
+@pytest.mark.parametrize(("chapter", "code", "solution"), EXERCISES)
+def test_solution_is_right_and_skeleton_is_not(chapter: str, code: str, solution: str) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(code_cells(chapter)[1].source, names)
+    *given, final = ast.parse(code).body
+    assert isinstance(final, ast.Expr)
+    verdict = compile(ast.Expression(final.value), "exercise", "eval")
+    exec(compile(ast.Module(given, []), "exercise", "exec"), names)
+    assert not eval(verdict, names).correct
+    exec(solution, names)
+    assert eval(verdict, names) == exercises.Verdict(True, eval(verdict, names).message)
+
+
+def test_every_exercise_stands_in_its_chapter() -> None:
+    asked = {
+        number
+        for chapter in CHAPTERS
+        for number in re.findall(r'exercises\.check\(\s*"([\d.]+)"', "".join(c.source for c in code_cells(chapter)))
+    }
+    assert asked == {number for chapter in CHAPTERS for number in exercises.checks_of(chapter)}
+
+
+def test_plain_text_drops_markup_only() -> None:
+    assert plain_text("A *b* `c`\n  d $e$") == "A b c d e"

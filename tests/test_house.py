@@ -1,0 +1,189 @@
+"""The rules of the house: who may import whom, what an import costs and leaves alone, what is public and documented."""
+
+import ast
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+import companion
+from tests.book.reading import ROOT
+
+PACKAGE = ROOT / "companion"
+FLOORS = {
+    "optimizers": 1,
+    "gradient_flow": 1,
+    "legacy": 1,
+    "sparse": 1,
+    "datasets": 1,
+    "figures": 1,
+    "exercises": 1,
+    "oracle": 2,
+    "injection": 3,
+    "accumulation": 4,
+    "runge_kutta": 4,
+    "multistep": 4,
+    "merging": 4,
+    "word2vec": 4,
+}
+# An exercise is checked with what its chapter teaches, so its module may use every floor.
+CHECKS = re.compile(r"exercises/chapter_\d\d\.py")
+
+
+def imports_of(source: str) -> set[str]:
+    """The modules of ``companion`` that a source file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "companion":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("companion.")}
+    return found
+
+
+def breaches(sources: dict[str, str]) -> list[str]:
+    """The imports that do not go to a lower floor."""
+    return [
+        f"{name} (floor {FLOORS[name]}) imports {other}"
+        for name, source in sources.items()
+        for other in imports_of(source) - {name}
+        if FLOORS.get(other, 99) >= FLOORS[name]
+    ]
+
+
+def test_files_import_only_from_floors_below() -> None:
+    sources = {}
+    for path in PACKAGE.rglob("*.py"):
+        relative = path.relative_to(PACKAGE).as_posix()
+        if relative != "__init__.py" and not CHECKS.fullmatch(relative):
+            sources[relative.removesuffix(".py").split("/")[0]] = path.read_text()
+    assert set(sources) <= set(FLOORS), "a file without a floor"
+    assert breaches(sources) == []
+
+
+def test_a_breach_of_the_floors_would_be_found() -> None:
+    assert breaches({"optimizers": "from companion.injection import inject"}) == [
+        "optimizers (floor 1) imports injection"
+    ]
+    assert breaches({"oracle": "import companion.legacy"}) == []
+
+
+def test_import_leaves_global_state_alone() -> None:
+    code = """
+import random, sys, warnings
+for name in ("matplotlib", "sklearn", "IPython"):
+    sys.modules[name] = None  # as where they are not installed: only notebooks need them
+import keras, numpy as np, tensorflow as tf
+def state():
+    return (random.getstate(), str(np.random.get_state()), keras.config.floatx(), keras.config.dtype_policy().name,
+            tf.executing_eagerly(), str(np.get_printoptions()), len(warnings.filters), keras.config.image_data_format())
+before = state()
+import companion, companion.exercises, companion.datasets, companion.figures, companion.legacy
+assert state() == before
+print("quiet")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "quiet\n", done.stderr[-2000:]
+
+
+def public_objects() -> list[tuple[str, object]]:
+    """Every public class and function of every module of the package."""
+    import importlib
+    import pkgutil
+
+    found = []
+    for module in pkgutil.iter_modules(companion.__path__, "companion."):
+        members = inspect.getmembers(importlib.import_module(module.name))
+        for name, member in members:
+            is_own = getattr(member, "__module__", None) == module.name and not name.startswith("_")
+            if is_own and (inspect.isclass(member) or inspect.isfunction(member)):
+                found.append((f"{module.name}.{name}", member))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "member"), public_objects(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_public_name_is_documented(name: str, member: object) -> None:
+    text = inspect.getdoc(member) or ""
+    assert len(text) > 40
+    parameters = [
+        parameter
+        for parameter in inspect.signature(member).parameters.values()  # type: ignore[arg-type]
+        if parameter.name != "self"
+    ]
+    section = "Attributes:" if hasattr(member, "__dataclass_fields__") else "Args:"
+    if parameters and not issubclass(member if inspect.isclass(member) else object, tuple):
+        assert section in text
+        for parameter in parameters:
+            assert re.search(rf"^\s*(\*\*|\*)?{parameter.name}: ", text, re.MULTILINE), (
+                f"{parameter.name} is not described"
+            )
+
+
+@pytest.mark.parametrize("name", companion.__all__)
+def test_name_exported_by_the_package_has_rule_doctest_and_chapter(name: str) -> None:
+    text = inspect.getdoc(getattr(companion, name)) or ""
+    for part in (".. math::", "Args:", "Raises:", ">>> ", "References:", ":doc:`/notebooks/"):
+        assert part in text, f"{name}: no {part}"
+    chapter = re.search(r":doc:`/(notebooks/\w+)`", text)
+    assert chapter
+    assert (ROOT / f"{chapter[1]}.ipynb").exists()
+
+
+def test_api_page_names_every_public_module_and_class() -> None:
+    page = (ROOT / "book" / "api.md").read_text()
+    for name in companion.__all__:
+        assert f"{getattr(companion, name).__module__}.{name}\n" in page
+    for path in PACKAGE.glob("[!_]*"):
+        if path.suffix == ".py" or (path.is_dir() and (path / "__init__.py").exists()):
+            assert f"companion.{path.stem}" in page
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    version = project["version"]
+    assert companion.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f"@v{version}" in path.read_text()
+
+
+def test_lock_holds_what_is_declared() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lock = (ROOT / "requirements.txt").read_text()
+    pins = set(re.findall(r"^([a-z0-9_.-]+)==", lock, re.MULTILINE))
+    groups = declared["dependency-groups"]
+    project = declared["project"]
+    extras = (name for names in project["optional-dependencies"].values() for name in names)
+    wanted = [*project["dependencies"], *groups["book"], *groups["test"], *extras]
+    assert {re.split(r"[=<>\[]", requirement)[0] for requirement in wanted} <= pins
+    exact = [requirement for requirement in wanted if "==" in requirement]
+    assert all(re.search(rf"^{re.escape(requirement)}( |$)", lock, re.MULTILINE) for requirement in exact), exact
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE))
+    assert {"book", "test"} <= named <= targets
+
+
+def test_readme_example_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(example.strip().splitlines()) <= 12
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "accuracy" in done.stdout
+
+
+def test_layout_of_the_readme_is_true() -> None:
+    (layout,) = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for name in re.findall(r"^(\S+)", layout, re.MULTILINE):
+        assert pathlib.Path(ROOT / name).exists(), name
