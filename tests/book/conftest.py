@@ -22,7 +22,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProce
     source = tmp_path_factory.mktemp("book") / "source"
     keep_out = shutil.ignore_patterns(".*", "_build", "build", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, source, ignore=keep_out)
-    command = [str(pathlib.Path(sys.executable).parent / "jupyter-book"), "build", str(source), "-W", "-n", "--keep-going"]
+    program = pathlib.Path(sys.executable).parent / "jupyter-book"
+    command = [str(program), "build", str(source), "-W", "-n", "--keep-going"]
     outcome = subprocess.run(command, capture_output=True, text=True, cwd=source)
     outcome.site = source / "_build" / "html"  # type: ignore[attr-defined]
     return outcome
