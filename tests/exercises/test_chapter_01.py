@@ -1,0 +1,155 @@
+"""The checks of chapter 01 tell right from wrong, and say something useful about each wrong answer."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from companion import exercises
+
+
+def optimizer(rule: Any) -> type:
+    """An optimizer class whose ``update_step`` is ``rule(self, gradient, variable, learning_rate)``."""
+    return type("Answer", (keras.optimizers.Optimizer,), {"update_step": rule})
+
+
+def lars(dtype: str | None = None, epsilon: float = 1e-8, assign: str = "optimizer", sign: float = 1.0) -> type:
+    """LARS that computes in ``dtype`` (that of the weights if ``None``)."""
+
+    def rule(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        g, value = ops.cast(gradient, dtype or variable.dtype), ops.cast(variable, dtype or variable.dtype)
+        ratio = sign * ops.norm(value) / (ops.norm(g) + epsilon)
+        step = ops.multiply(ops.multiply(g, ratio), ops.cast(learning_rate, g.dtype))
+        if assign == "optimizer":
+            self.assign_sub(variable, step)
+        else:
+            variable.assign_sub(step)
+
+    return optimizer(rule)
+
+
+class NonNegative(keras.constraints.Constraint):
+    def __call__(self, w: Any) -> Any:
+        return ops.maximum(w, 0.0)
+
+
+class Flipping(keras.constraints.Constraint):
+    def __call__(self, w: Any) -> Any:
+        return ops.abs(w)
+
+
+class Silent(keras.constraints.Constraint):
+    def __call__(self, w: Any) -> Any:
+        pass
+
+
+class Unary(keras.constraints.Constraint):
+    def __call__(self) -> Any:
+        return 0.0
+
+
+class AtLeastOne(keras.constraints.Constraint):
+    def __call__(self, w: Any) -> Any:
+        return ops.maximum(w, 1.0)
+
+
+def divided_by_magnitude(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
+    self.assign_sub(variable, learning_rate * gradient / ops.abs(gradient))
+
+
+def positive_for_zero(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
+    self.assign_sub(variable, learning_rate * ops.where(gradient >= 0, 1.0, -1.0))
+
+
+WRONG = {
+    "01.1": [
+        ((None,), "class that inherits"),
+        (("sign",), "class that inherits"),
+        ((lambda gradient: gradient,), "class that inherits"),
+        ((keras.optimizers.Optimizer(0.5),), "class itself"),
+        ((optimizer(lambda self: None),), "TypeError"),
+        ((optimizer(lambda self, g, v, h: None),), "did not move"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, h * g)),), "gradient descent"),
+        ((optimizer(lambda self, g, v, h: self.assign_add(v, h * ops.sign(g))),), "uphill"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, ops.sign(g))),), "length 1"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, 0.5 * ops.sign(g))),), "`learning_rate`"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, 3 * h * ops.sign(g))),), "moved the weight by"),
+        ((optimizer(lambda self, g, v, h: self.assign(v, -h * ops.sign(g))),), "sign(0)"),
+        ((optimizer(divided_by_magnitude),), "NaN"),
+        ((optimizer(positive_for_zero),), "sign(0)"),
+    ],
+    "01.2": [
+        ((None,), "class that inherits"),
+        ((3,), "class that inherits"),
+        ((lars()(0.1),), "class itself"),
+        ((optimizer(lambda self, gradient: None),), "float32 weights it raises TypeError: look at the rule"),
+        ((lars("float32", assign="variable"),), "let `self.assign_sub` cast"),
+        ((lars("float32", sign=-1.0),), "check the rule"),
+        ((lars("float16"),), "300"),
+        ((lars(),), "300"),
+        ((lars("float32", epsilon=0.0),), "gradient of zero"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, h * g)),), "check the rule"),
+    ],
+    "01.3": [
+        ((None, [2.0]), "inherits from"),
+        (("non_neg", [2.0]), "inherits from"),
+        ((Silent, [2.0]), "returns nothing"),
+        ((Flipping, [2.0]), "-1 became 1"),
+        ((AtLeastOne, [2.0]), "became [1.0, 1.0, 2.0]"),
+        ((lambda w: ops.relu(w), [2.0]), "inherits from"),
+        ((Unary, [2.0]), "TypeError"),
+        ((NonNegative, None), "list of numbers"),
+        ((NonNegative, []), "list of numbers"),
+        ((NonNegative, 2.0), "list of numbers"),
+        ((NonNegative, [0.5]), "average at 0.5"),
+        ((NonNegative, [2.0, -9.0]), "not below zero"),
+        ((NonNegative, ["two"]), "ValueError"),
+    ],
+    "01.4": [
+        ((None,), "whole number"),
+        (("92",), "whole number"),
+        ((92.5,), "whole number"),
+        (([92],), "whole number"),
+        ((float("nan"),), "whole number"),
+        ((True,), "whole number"),
+        ((4,), "epochs"),
+        ((88,), "still an update"),
+        ((90,), "round up"),
+        ((69,), "goes on counting"),
+        ((23,), "does not start from zero"),
+        ((5760,), "images"),
+        ((7,), "count the batches"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "answer", "expected"),
+    [(number, answer, expected) for number, cases in WRONG.items() for answer, expected in cases],
+)
+def test_wrong_answers_get_a_hint_that_fits(number: str, answer: tuple[Any, ...], expected: str) -> None:
+    verdict = exercises.check(number, *answer)
+    assert not verdict.correct
+    assert expected in verdict.message
+
+
+@pytest.mark.parametrize(("number", "answers"), {"01.1": 1, "01.2": 1, "01.3": 2, "01.4": 1}.items())
+def test_unanswered(number: str, answers: int) -> None:
+    assert exercises.check(number, *[...] * answers).message.endswith("not answered yet.")
+
+
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [
+        ("01.2", (lars("float32"),)),
+        ("01.2", (lars("float64"),)),
+        ("01.3", (NonNegative(), [1.5, 0.25])),
+        ("01.3", (NonNegative, (3,))),
+        ("01.4", (92.0,)),
+        ("01.4", (np.int64(92),)),
+    ],
+)
+def test_right_answers_of_other_kinds_are_right(number: str, answer: tuple[Any, ...]) -> None:
+    assert exercises.check(number, *answer).correct, exercises.check(number, *answer).message
