@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 COLOURS = {
     "flow": "#4D4D4D",
     "sgd": "#0072B2",
-    "heun": "#D98200",
+    "heun": "#D17C00",
     "rk4": "#00795B",
-    "momentum": "#8F5BA8",
+    "momentum": "#A8327D",
     "adaptive": "#A3492F",
     "quiet": "#8C8C8C",
 }
@@ -70,7 +70,8 @@ def data(figure: "Figure") -> list[dict[str, Any]]:
 
     Returns:
         One dictionary for each axes, with the keys ``title``, ``xlabel``, ``ylabel`` and, where there are any,
-        ``lines`` (``label``, ``x``, ``y``), ``points``, ``bars`` and ``images``.
+        ``lines`` (``label``, ``x``, ``y``), ``points`` (of scatters), ``bars`` (width, height), ``contours``
+        (``level``, ``points``) and ``images``.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -83,20 +84,39 @@ def data(figure: "Figure") -> list[dict[str, Any]]:
 
 
 def _axes_data(axes: "Axes") -> dict[str, Any]:
+    from matplotlib.collections import PathCollection
+    from matplotlib.container import BarContainer
+    from matplotlib.contour import ContourSet
+
     found: dict[str, Any] = {
         "title": axes.get_title(loc="left") or axes.get_title(),
         "xlabel": axes.get_xlabel(),
         "ylabel": axes.get_ylabel(),
     }
     lines = [
-        {"label": str(line.get_label()), "x": _rounded(line.get_xdata()), "y": _rounded(line.get_ydata())}
+        {
+            "label": str(line.get_label()),
+            "x": _rounded(line.get_xdata(orig=False)),
+            "y": _rounded(line.get_ydata(orig=False)),
+        }
         for line in axes.get_lines()
     ]
-    offsets = [np.asarray(collection.get_offsets()) for collection in axes.collections]
-    points = [_rounded(places) for places in offsets if len(places) > 1]
-    bars = [_rounded([bar.get_width(), bar.get_height()]) for bars in axes.containers for bar in bars]
+    scatters = [drawn for drawn in axes.collections if isinstance(drawn, PathCollection)]
+    points = [_rounded(np.asarray(scatter.get_offsets())) for scatter in scatters]
+    bars = [
+        _rounded([bar.get_width(), bar.get_height()])
+        for container in axes.containers
+        if isinstance(container, BarContainer)
+        for bar in container
+    ]
+    contours = [
+        {"level": level, "points": _rounded(np.asarray(path.vertices)[::20])}
+        for drawn in axes.collections
+        if isinstance(drawn, ContourSet)
+        for level, path in zip(_rounded(drawn.levels), drawn.get_paths(), strict=False)
+    ]
     images = [_rounded(image.get_array()) for image in axes.images]
-    kinds = {"lines": lines, "points": points, "bars": bars, "images": images}
+    kinds = {"lines": lines, "points": points, "bars": bars, "contours": contours, "images": images}
     return found | {kind: values for kind, values in kinds.items() if values}
 
 
@@ -152,6 +172,8 @@ def _differences(found: Any, expected: Any, rtol: float, place: str) -> list[str
         except (TypeError, ValueError):
             pairs = enumerate(zip(found, expected, strict=True))
             return [line for i, (a, b) in pairs for line in _differences(a, b, rtol, f"{place}[{i}]")]
+        if numbers.shape != wanted.shape:
+            return [f"{place}: shape {numbers.shape} instead of {wanted.shape}"]
         scale = np.nanmax(np.abs(wanted), initial=0.0)
         close = np.allclose(numbers, wanted, rtol=0, atol=rtol * scale, equal_nan=True)
         return [] if close else [f"{place}: numbers differ by up to {np.nanmax(np.abs(numbers - wanted)):.3g}"]

@@ -10,14 +10,15 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 
 def _number_in(name: str, value: Any, low: float, high: float = math.inf, include_low: bool = True) -> float:
     """Returns ``value`` as a float, or raises the ``ValueError`` that says which argument is outside its interval."""
     try:
-        number = math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, (bool, np.bool_, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if (low <= number if include_low else low < number) and number < high:
         return number
@@ -125,7 +126,9 @@ class Momentum(keras.optimizers.Optimizer):
     def __init__(self, learning_rate: Any = 0.01, momentum: float = 0.9, nesterov: bool = False, **kwargs: Any) -> None:
         super().__init__(learning_rate=_learning_rate(learning_rate), **kwargs)
         self.momentum = _number_in("momentum", momentum, 0, 1)
-        self.nesterov = bool(nesterov)
+        if not isinstance(nesterov, bool):
+            raise ValueError(f"`nesterov` must be True or False. Received: nesterov={nesterov!r}")
+        self.nesterov = nesterov
 
     def build(self, variables: list[Any]) -> None:
         """Creates one velocity for each variable."""
@@ -217,8 +220,8 @@ class Adam(keras.optimizers.Optimizer):
 
         self.assign_add(m, ops.multiply(ops.subtract(gradient, m), 1 - self.beta_1))
         self.assign_add(v, ops.multiply(ops.subtract(ops.square(gradient), v), 1 - self.beta_2))
-        correction = ops.sqrt(1 - ops.power(beta_2, t)) / (1 - ops.power(beta_1, t))
-        self.assign_sub(variable, ops.divide(ops.multiply(m, h * correction), ops.add(ops.sqrt(v), self.epsilon)))
+        corrected = h * ops.sqrt(1 - ops.power(beta_2, t)) / (1 - ops.power(beta_1, t))
+        self.assign_sub(variable, ops.divide(ops.multiply(m, corrected), ops.add(ops.sqrt(v), self.epsilon)))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for saving."""

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 from keras.optimizers.schedules import InverseTimeDecay
 
@@ -86,6 +87,10 @@ def test_ravine_paths_are_the_closed_forms() -> None:
             step = np.array([moved, velocity])
             expected = [(np.linalg.matrix_power(step, k) @ [start, 0.0])[0] for k in range(31)]
             np.testing.assert_allclose(found, expected, atol=1e-5 * start)
+        assert len(axes["contours"]) == 9
+        for contour in axes["contours"]:
+            height = 0.5 * np.square(contour["points"]) @ [1.0, 25.0]
+            np.testing.assert_allclose(height, contour["level"], rtol=0.02)
 
 
 def test_adam_steps_are_the_closed_forms() -> None:
@@ -472,17 +477,57 @@ def test_load_weights_drops_the_optimizer_that_is_not_built(tmp_path: Any) -> No
     chapter="03",
 )
 @pytest.mark.parametrize(("shuffle", "same"), [(False, True), (True, False)])
+@pytest.mark.usefixtures("unseeded")
 def test_the_order_of_batches_is_not_in_the_file(tmp_path: Any, shuffle: bool, same: bool) -> None:
     uninterrupted, stopped = small_model(), small_model()
-    for seed in (None, 1):
-        if seed is not None:  # a seed fixes the orders of one `fit`, and the second `fit` begins with the first of them
-            keras.utils.set_random_seed(seed)
-        fit(uninterrupted, epochs=2, shuffle=shuffle)
-        fit(stopped, epochs=1, shuffle=shuffle)
-        stopped.save(tmp_path / "m.keras")
-        stopped = keras.models.load_model(tmp_path / "m.keras")
-        fit(stopped, epochs=1, shuffle=shuffle)
-        assert equal(state(stopped), state(uninterrupted)) is same
+    fit(uninterrupted, epochs=2, shuffle=shuffle)
+    fit(stopped, epochs=1, shuffle=shuffle)
+    stopped.save(tmp_path / "m.keras")
+    resumed = keras.models.load_model(tmp_path / "m.keras")
+    fit(resumed, epochs=1, shuffle=shuffle)
+    assert equal(state(resumed), state(uninterrupted)) is same
+
+
+@pytest.fixture
+def unseeded() -> None:
+    """Takes TensorFlow's global seed away, which other tests may have set."""
+    tf.random.set_seed(None)
+
+
+@pytest.mark.claim(
+    "after `keras.utils.set_random_seed`, `fit` on arrays draws the same order in every epoch, and again in every "
+    "later `fit`.",
+    chapter="03",
+)
+@pytest.mark.usefixtures("unseeded")
+@pytest.mark.parametrize("seed", [pytest.param(None, marks=pytest.mark.xfail(strict=True)), 1])
+def test_a_seed_fixes_the_order_of_every_epoch(seed: int | None) -> None:
+    if seed is not None:
+        keras.utils.set_random_seed(seed)
+    orders = []
+    for _ in range(2):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(
+            "sgd", lambda y, outputs: (orders.append(y.numpy().ravel().tolist()), outputs)[1], run_eagerly=True
+        )
+        numbers = np.arange(32.0).reshape(32, 1)
+        model.fit(numbers, numbers, batch_size=32, epochs=2, verbose=0)
+    assert sorted(orders[0]) == list(range(32)) != orders[0]
+    assert all(order == orders[0] for order in orders)
+
+
+@pytest.mark.claim(
+    "With weights in `bfloat16`, Adam's default `beta_2` of 0.999 rounds to 1, and Adam never moves a weight.",
+    chapter="03",
+)
+@pytest.mark.parametrize("make", [companion.Adam, keras.optimizers.Adam])
+@pytest.mark.parametrize(("dtype", "beta_2", "moves"), [("bfloat16", 0.999, False), ("bfloat16", 0.875, True)])
+def test_adam_stands_still_in_bfloat16(make: Callable[..., Any], dtype: str, beta_2: float, moves: bool) -> None:
+    weight = keras.Variable([1.0], dtype=dtype)
+    optimizer = make(0.25, beta_2=beta_2)
+    for _ in range(3):
+        optimizer.apply([np.array([1.0])], [weight])
+    assert (float(weight.numpy()[0]) != 1.0) is moves
 
 
 @pytest.mark.claim(

@@ -1,0 +1,206 @@
+"""Formula equals code: the LaTeX in each optimizer's docstring is parsed, run in NumPy and compared with `update_step`.
+
+The docstring is the one source of a rule. SymPy reads it, without knowing the code; the last test finds the same lines
+in the chapter that teaches the rule.
+"""
+
+import inspect
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pytest
+import sympy
+from sympy.parsing.latex import parse_latex
+
+import companion
+
+NOTEBOOKS = pathlib.Path(__file__).parent.parent / "notebooks"
+STEPS = 12
+
+HYPERPARAMETERS = {"learning_rate": 0.125, "momentum": 0.875, "beta_1": 0.75, "beta_2": 0.9375, "epsilon": 2.0**-10}
+"""Exactly representable in float32, through which Keras casts them."""
+
+SYMBOLS = {
+    "h": "learning_rate",
+    "beta": "momentum",
+    "beta_{1}": "beta_1",
+    "beta_{2}": "beta_2",
+    "epsilon": "epsilon",
+}
+"""What SymPy calls the letters of the formulas, and the constructor's argument that each letter stands for."""
+
+
+class Rule(NamedTuple):
+    """One displayed formula: the class in whose docstring it stands, which of its blocks, and the flags it is for."""
+
+    optimizer: str
+    block: int
+    flags: dict[str, Any]
+
+
+RULES = {
+    "SGD": Rule("SGD", 0, {}),
+    "Momentum": Rule("Momentum", 0, {"nesterov": False}),
+    "Nesterov": Rule("Momentum", 1, {"nesterov": True}),
+    "Adam": Rule("Adam", 0, {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx(before)
+
+
+def blocks(optimizer: type) -> list[str]:
+    """The LaTeX of each `.. math::` block of a docstring."""
+    found = re.findall(r"^\.\. math::\n\n((?:[ ]+.*\n)+)", inspect.getdoc(optimizer) or "", re.MULTILINE)
+    return [block.strip() for block in found]
+
+
+def lines(latex: str) -> list[str]:
+    """The lines of an aligned formula, without its alignment marks."""
+    return [line.replace("&", "").strip() for line in latex.split(r"\\")]
+
+
+def parsed(latex: str) -> sympy.Expr:
+    """Parses an expression, after writing out the one product that SymPy's grammar cannot read: `(…) g^2`."""
+    return parse_latex(re.sub(r"\)\s*(?=[A-Za-z])", r") \\cdot ", latex), backend="lark")
+
+
+def assignments(latex: str) -> list[tuple[str, sympy.Expr]]:
+    """The name assigned to and the expression assigned, line by line."""
+    sides = [line.split(r"\leftarrow") for line in lines(latex)]
+    return [(str(parsed(left)), parsed(right)) for left, right in sides]
+
+
+def run_formula(latex: str, start: np.ndarray, gradients: np.ndarray) -> dict[str, np.ndarray]:
+    """Runs the assignments in order, once for each gradient, with everything that is assigned to zero at the start."""
+    rule = assignments(latex)
+    values = {name: np.zeros_like(start) for name, _ in rule} | {"theta": start}
+    values |= {symbol: np.float64(HYPERPARAMETERS[argument]) for symbol, argument in SYMBOLS.items()}
+    for t, gradient in enumerate(gradients, start=1):
+        values |= {"t": np.float64(t), "g": gradient}
+        for name, expression in rule:
+            symbols = sorted(expression.free_symbols, key=str)
+            values[name] = sympy.lambdify(symbols, expression, "numpy")(*(values[str(symbol)] for symbol in symbols))
+    return values
+
+
+def assert_formula_equals_code(rule: Rule, latex: str) -> None:
+    optimizer_class = getattr(companion, rule.optimizer)
+    known = {name: HYPERPARAMETERS[name] for name in HYPERPARAMETERS.keys() & set(arguments_of(optimizer_class))}
+    optimizer = optimizer_class(**known, **rule.flags)
+    generator = np.random.default_rng(0)
+    start, gradients = generator.normal(size=5), generator.normal(size=(STEPS, 5))
+    variable = keras.Variable(start, dtype="float64")
+    for gradient in gradients:
+        optimizer.apply([gradient], [variable])
+    expected = run_formula(latex, start, gradients)
+    np.testing.assert_allclose(variable.numpy(), expected["theta"], rtol=0, atol=1e-13)
+    for slot, letter in slots(optimizer_class).items():
+        (found,) = (slot_variable for slot_variable in optimizer.variables if slot_variable.name.endswith(slot))
+        np.testing.assert_allclose(found.numpy(), expected[letter], rtol=0, atol=1e-13)
+
+
+def arguments_of(optimizer: type) -> list[str]:
+    return [name for name in inspect.signature(optimizer).parameters if name != "kwargs"]
+
+
+def slots(optimizer: type) -> dict[str, str]:
+    """The slots that a docstring names, each with its letter in the formula."""
+    sentence = re.search(r"^Slots: .*$", inspect.getdoc(optimizer) or "", re.MULTILINE)
+    return dict(re.findall(r"``(\w+)`` :math:`(\w)`", sentence.group())) if sentence else {}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_formula_equals_code(name: str) -> None:
+    rule = RULES[name]
+    assert_formula_equals_code(rule, blocks(getattr(companion, rule.optimizer))[rule.block])
+
+
+def test_every_formula_of_every_optimizer_is_run() -> None:
+    optimizers = {
+        name for name in companion.__all__ if issubclass(getattr(companion, name), keras.optimizers.Optimizer)
+    }
+    displayed = {(name, index) for name in optimizers for index in range(len(blocks(getattr(companion, name))))}
+    assert displayed == {(rule.optimizer, rule.block) for rule in RULES.values()}
+    assert {name for name, _ in displayed} == optimizers
+
+
+@pytest.mark.parametrize("name", sorted({rule.optimizer for rule in RULES.values()}))
+def test_every_assigned_letter_but_the_weight_is_a_named_slot(name: str) -> None:
+    optimizer = getattr(companion, name)
+    for block in blocks(optimizer):
+        assert {letter for letter, _ in assignments(block)} - {"theta"} == set(slots(optimizer).values())
+
+
+@pytest.mark.parametrize(
+    ("latex", "expected"),
+    [
+        (r"\beta_2 v + (1 - \beta_2) g^2", "v*beta_{2} + g**2*(1 - beta_{2})"),
+        (r"\frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}", "sqrt(1 - beta_{2}**t)/(1 - beta_{1}**t)"),
+        (r"\theta - h g", "theta - h*g"),
+    ],
+)
+def test_the_parser_reads_what_is_written(latex: str, expected: str) -> None:
+    plain = {symbol: f"x{number}" for number, symbol in enumerate(("beta_{1}", "beta_{2}"))}
+    letters = {symbol: sympy.Symbol(symbol) for symbol in ("theta", "h", "g", "v", "t")}
+    letters |= {x: sympy.Symbol(symbol) for symbol, x in plain.items()}
+    for symbol, x in plain.items():
+        expected = expected.replace(symbol, x)
+    assert sympy.simplify(parsed(latex) - sympy.sympify(expected, letters)) == 0
+
+
+MISTAKES = [
+    ("SGD", r"\theta - h g", r"\theta + h g"),
+    ("Momentum", r"\beta v - h g", r"\beta v + h g"),
+    ("Momentum", r"\theta + v", r"\theta + \beta v - h g"),
+    ("Nesterov", r"\theta + \beta v - h g", r"\theta + v"),
+    ("Nesterov", r"\theta + \beta v - h g", r"\theta + \beta v + h g"),
+    ("Adam", r"\sqrt{1 - \beta_2^t}", "1"),
+    ("Adam", r"1 - \beta_1^t", "1"),
+    ("Adam", r"\sqrt{v} + \epsilon", r"\sqrt{v + \epsilon}"),
+    ("Adam", r"(1 - \beta_1) g", "g"),
+    ("Adam", r"(1 - \beta_2) g^2", "g^2"),
+    ("Adam", r"\theta - h", r"\theta + h"),
+]
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a formula with a mistake")
+@pytest.mark.parametrize(("name", "right", "wrong"), MISTAKES)
+def test_a_mistaken_formula_is_noticed(name: str, right: str, wrong: str) -> None:
+    rule = RULES[name]
+    latex = blocks(getattr(companion, rule.optimizer))[rule.block]
+    if right not in latex:
+        raise LookupError(f"{right} is not in {latex}")
+    assert_formula_equals_code(rule, latex.replace(right, wrong))
+
+
+def displayed_lines(notebook: pathlib.Path) -> set[str]:
+    """Every formula, line by line, in the Markdown of a notebook, without white space and alignment."""
+    cells = json.loads(notebook.read_text())["cells"]
+    markdown = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    formulas = [a or b for a, b in re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", markdown, re.DOTALL)]
+    inner = [re.sub(r"\\(begin|end)\{\w+\*?\}", "", formula) for formula in formulas]
+    return {squeezed(line) for formula in inner for line in lines(formula)}
+
+
+def squeezed(line: str) -> str:
+    return re.sub(r"\s", "", line.replace("&", "")).rstrip(".,;")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_chapter_shows_the_same_formula(name: str) -> None:
+    optimizer = getattr(companion, RULES[name].optimizer)
+    (chapter,) = re.findall(r":doc:`/notebooks/(\w+)`", inspect.getdoc(optimizer) or "")
+    shown = displayed_lines(NOTEBOOKS / f"{chapter}.ipynb")
+    for line in lines(blocks(optimizer)[RULES[name].block]):
+        assert squeezed(line) in shown, f"{line} is not in chapter {chapter}"
