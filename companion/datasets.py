@@ -6,12 +6,16 @@ import numpy as np
 
 
 class Digits(NamedTuple):
-    """Images ``(n, 64)`` in [0, 1] and labels ``(n,)`` in 0 … 9, for training and for testing."""
+    """The digits, split for training and for testing."""
 
     x_train: np.ndarray
+    """Images for training, shape ``(1440, 64)``, pixels in [0, 1]."""
     y_train: np.ndarray
+    """Their labels, shape ``(1440,)``, integers from 0 to 9."""
     x_test: np.ndarray
+    """Images for testing, shape ``(357, 64)``."""
     y_test: np.ndarray
+    """Their labels, shape ``(357,)``."""
 
 
 def digits(dtype: str = "float32") -> Digits:

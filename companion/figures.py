@@ -18,27 +18,27 @@ COLOURS = {
     "rk4": "#00795B",
     "momentum": "#A8327D",
     "adaptive": "#A3492F",
-    "quiet": "#8C8C8C",
+    "quiet": "#757575",
 }
 """One colour for each method, the same in the whole book and distinguishable under the common colour blindnesses."""
 
 STYLE: dict[str, Any] = {
     "axes.edgecolor": "#4D4D4D",
     "axes.grid": True,
-    "axes.labelsize": 11,
+    "axes.labelsize": 10,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titlesize": 12,
+    "axes.titlesize": 10.5,
     "figure.constrained_layout.use": True,
-    "figure.dpi": 150,
+    "figure.dpi": 200,
     "figure.facecolor": "white",
-    "figure.figsize": (7.0, 3.6),
+    "figure.figsize": (5.0, 3.2),
     "font.family": "DejaVu Sans",
-    "font.size": 10.5,
+    "font.size": 9.5,
     "grid.color": "#E6E6E6",
     "legend.frameon": False,
-    "lines.linewidth": 2.0,
+    "lines.linewidth": 1.8,
     "savefig.facecolor": "white",
 }
 """The Matplotlib settings of the whole book, for ``plt.style.use(figures.STYLE)``."""

@@ -144,8 +144,10 @@ class Momentum(keras.optimizers.Optimizer):
         v = self.velocities[self._get_variable_index(variable)]
 
         self.assign(v, ops.subtract(ops.multiply(v, beta), ops.multiply(gradient, h)))
-        step = ops.subtract(ops.multiply(v, beta), ops.multiply(gradient, h)) if self.nesterov else v
-        self.assign_add(variable, step)
+        if self.nesterov:
+            self.assign_add(variable, ops.subtract(ops.multiply(v, beta), ops.multiply(gradient, h)))
+        else:
+            self.assign_add(variable, v)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for saving."""

@@ -5,6 +5,7 @@ A check is a function of the answer that returns a hint, or ``None`` if the answ
 
 import importlib
 import importlib.util
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ class Verdict:
     message: str
 
     def __repr__(self) -> str:
-        return self.message
+        return textwrap.fill(self.message, width=80)
 
 
 def check(number: str, *answer: Any) -> Verdict:

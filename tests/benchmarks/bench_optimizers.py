@@ -20,8 +20,8 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "Adam": (companion.Adam, BUILTIN_ADAM),
     "Keras's own Adam against itself": (BUILTIN_ADAM, BUILTIN_ADAM),
 }
-NETWORKS = {"a small network (64, 32, 10)": [64, 32, 10], "a large network (1024, 1024, 1024)": [1024] * 3}
-COMPILERS = {"as a graph": False, "by XLA": True}
+NETWORKS = {"64–32–10": [64, 32, 10], "1024–1024–1024": [1024] * 3}
+COMPILERS = {"graph": False, "XLA": True}
 
 
 def update(optimizer: Any, widths: list[int], jit_compile: bool) -> Callable[[], Any]:
@@ -44,4 +44,4 @@ def results() -> Iterator[dict[str, Any]]:
         for compiler, jit_compile in COMPILERS.items():
             for name, pair in PAIRS.items():
                 ours, builtin = (update(make(1e-3), widths, jit_compile) for make in pair)
-                yield compare(name, f"{name}: one update of {network}, {compiler}", ours, builtin)
+                yield compare(name, f"{name}, {network}, {compiler}", ours, builtin)
