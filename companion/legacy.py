@@ -74,11 +74,14 @@ class GraphSGD:
     def get_updates(self, loss: Any, params: Sequence[Any]) -> list[Any]:
         """Returns the plan: one assignment for each variable."""
         gradients = self.get_gradients(loss, params)
-        new_values = [p - self.lr * g for p, g in zip(params, gradients, strict=True)]
-        # A plan has no order of its own. Without this line the assignment to one layer can run while the gradient of
-        # another is still reading that layer, and two runs of the same code differ. So: read all, then write.
+        pairs = zip(params, gradients, strict=True)
+        new_values = [p - self.lr * g for p, g in pairs]
+        # A plan has no order of its own. Without this line the assignment to one
+        # layer can run while the gradient of another is still reading that layer,
+        # and two runs of the same code differ. So: read all, then write.
         with tf.control_dependencies([loss, *new_values]):
-            return [tf.compat.v1.assign(p, new_value) for p, new_value in zip(params, new_values, strict=True)]
+            pairs = zip(params, new_values, strict=True)
+            return [tf.compat.v1.assign(p, new_value) for p, new_value in pairs]
 
 
 class Step(NamedTuple):

@@ -1,4 +1,10 @@
-"""Checks for the exercises of chapter 02, and the snippets that two of them ask about."""
+"""Checks for the exercises of chapter 02, and the snippets that two of them ask about.
+
+Readers see the source of the snippets, so these have neither annotations nor docstrings.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# ruff: noqa: D103
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -10,26 +16,22 @@ import tensorflow as tf
 from keras import ops
 
 
-def snippet_a(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> Any:
-    """Does the weight move?"""
+def snippet_a(self, gradient, variable, learning_rate):
     variable = variable - learning_rate * gradient
     return variable
 
 
-def snippet_b(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> Any:
-    """Does the weight move?"""
+def snippet_b(self, gradient, variable, learning_rate):
     self.assign_sub(variable, learning_rate * gradient)
     return None
 
 
-def snippet_c(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> Any:
-    """Does the weight move?"""
+def snippet_c(self, gradient, variable, learning_rate):
     moved = variable.assign(variable - learning_rate * gradient)
     return ops.where(False, moved, variable)
 
 
-def snippet_d(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> Any:
-    """Does the weight move?"""
+def snippet_d(self, gradient, variable, learning_rate):
     self.updates = [lambda: self.assign_sub(variable, learning_rate * gradient)]
     return self.updates
 
@@ -43,8 +45,7 @@ _SNIPPET_HINTS = (
 )
 
 
-def count_a(steps: int) -> int:
-    """How often is one added?"""
+def count_a(steps):
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         counter = tf.compat.v1.Variable(0)
         loss = tf.constant(1.0)
@@ -55,8 +56,7 @@ def count_a(steps: int) -> int:
         return int(session.run(counter))
 
 
-def count_b(steps: int) -> int:
-    """How often is one added?"""
+def count_b(steps):
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         counter = tf.compat.v1.Variable(0)
         update = counter.assign_add(1)
@@ -66,8 +66,7 @@ def count_b(steps: int) -> int:
         return int(session.run(counter))
 
 
-def count_c(steps: int) -> int:
-    """How often is one added?"""
+def count_c(steps):
     counter = tf.Variable(0)
     plan = [counter.assign_add(1)]
     for _ in range(steps):
@@ -76,12 +75,11 @@ def count_c(steps: int) -> int:
     return int(counter)
 
 
-def count_d(steps: int) -> int:
-    """How often is one added?"""
+def count_d(steps):
     counter = tf.Variable(0)
 
     @tf.function
-    def step() -> None:
+    def step():
         counter.assign_add(1)
 
     for _ in range(steps):
@@ -89,12 +87,11 @@ def count_d(steps: int) -> int:
     return int(counter)
 
 
-def count_e(steps: int) -> int:
-    """How often is one added?"""
+def count_e(steps):
     counter = []
 
     @tf.function
-    def step() -> None:
+    def step():
         counter.append(1)
 
     for _ in range(steps):
@@ -165,7 +162,10 @@ def _rmsprop(answer: Any) -> str | None:
     if is_(rule(outside=False)):
         return "this is RMSprop as Keras has it today. The 2018 code adds epsilon after the square root, not under it."
     if is_(rule(memory=False)):
-        return "the running mean forgets. Its new value has to be written to its slot with `self.assign`."
+        return (
+            "the running mean forgets. Its new value is not written to its slot with `self.assign`, or the slot is "
+            "made anew in each step: make it in `build`."
+        )
     if is_(rule(sign=-1.0)):
         return "it climbs: the step goes against the gradient."
     if not is_(rule()):
@@ -214,7 +214,8 @@ def _how_often(answer: Any) -> str | None:
 def _first_wrong(wrong: Sequence[int], hints: Sequence[str]) -> str | None:
     if not wrong:
         return None
-    return f"{len(wrong)} of {len(hints)} are off. Look at {'ABCDE'[wrong[0]]}: {hints[wrong[0]]}"
+    verb = "is" if len(wrong) == 1 else "are"
+    return f"{len(wrong)} of {len(hints)} {verb} off. Look at {'ABCDE'[wrong[0]]}: {hints[wrong[0]]}"
 
 
 def _never_learns(answer: Any) -> str | None:
@@ -228,10 +229,10 @@ def _never_learns(answer: Any) -> str | None:
     def is_(expected: np.ndarray) -> bool:
         return np.allclose(found, expected, rtol=0, atol=1e-5)
 
-    def rule(keep: bool) -> np.ndarray:
+    def rule(keep: bool = True, old: bool = False, sign: float = 1.0) -> np.ndarray:
         def step(weight: np.ndarray, g: np.ndarray, v: Any) -> tuple[np.ndarray, Any]:
-            v = beta * v - h * g
-            return weight + v, v if keep else 0.0
+            new = beta * v - h * g
+            return weight + sign * (v if old else new), new if keep else 0.0
 
         return _reference(step)
 
@@ -242,7 +243,11 @@ def _never_learns(answer: Any) -> str | None:
         return "no weight moves. Two lines of `update_step` compute a value that is never written."
     if is_(rule(keep=False)):
         return "the weights move, but without memory: this is plain SGD. Look at the line that computes the velocity."
-    if not is_(rule(keep=True)):
+    if is_(rule(old=True)):
+        return "the weights move by the velocity of the step before: first v, then θ with the new v."
+    if is_(rule(sign=-1.0)):
+        return "it climbs. The step is θ plus v: the minus is already in v."
+    if not is_(rule()):
         return "the weights move, but not as v ← 0.9 v − h g, θ ← θ + v. Write each of the two exactly once."
     return None
 

@@ -58,6 +58,13 @@ class Forgets(RightRMSprop):
         self.assign_sub(variable, learning_rate * gradient / self.divisor(self.new_mean(a, gradient)))
 
 
+class NewSlotInEachStep(RightRMSprop):
+    def update_step(self, gradient, variable, learning_rate):
+        a = keras.Variable(ops.zeros_like(variable))
+        self.assign(a, self.new_mean(a, gradient))
+        self.assign_sub(variable, learning_rate * gradient / self.divisor(a))
+
+
 class Climbs(RightRMSprop):
     def update_step(self, gradient, variable, learning_rate):
         super().update_step(gradient, variable, -learning_rate)
@@ -116,6 +123,7 @@ class NoUpdateStep(RightRMSprop):
         (EpsilonUnderTheRoot, "after the square root"),
         (keras.optimizers.RMSprop, "after the square root"),
         (Forgets, "forgets"),
+        (NewSlotInEachStep, "make it in `build`"),
         (Climbs, "climbs"),
         (DividesByTheOldMean, "first step is already off"),
         (SharesOneSlot, "a slot of its own"),
@@ -151,7 +159,7 @@ def test_rmsprop_is_that_of_keras_but_for_epsilon() -> None:
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
-        ([True, True, True, False], "1 of 4 are off. Look at A"),
+        ([True, True, True, False], "1 of 4 is off. Look at A"),
         ([False, False, True, False], "Look at B"),
         ([False, True, False, False], "Look at C"),
         ([False, True, True, True], "Look at D"),
@@ -181,7 +189,7 @@ def test_snippets_do_the_same_inside_fit(snippet) -> None:
     assert (float(model.get_weights()[0][0, 0]) != 1.0) == chapter_02._moves(snippet)
 
 
-def momentum(keep, write):
+def momentum(keep=True, write=1, early=False, sign=1.0):
     class Answer(keras.optimizers.Optimizer):
         def build(self, variables):
             super().build(variables)
@@ -190,10 +198,11 @@ def momentum(keep, write):
         def update_step(self, gradient, variable, learning_rate):
             velocity = self.velocities[self._get_variable_index(variable)]
             new = 0.9 * velocity - learning_rate * gradient
+            step = ops.copy(velocity) if early else new
             if keep:
                 self.assign(velocity, new)
             for _ in range(write):
-                self.assign_add(variable, new)
+                self.assign_add(variable, sign * step)
 
     return Answer
 
@@ -205,6 +214,8 @@ def momentum(keep, write):
         (momentum(keep=True, write=0), "the velocity is kept now"),
         (momentum(keep=False, write=1), "plain SGD"),
         (momentum(keep=True, write=2), "exactly once"),
+        (momentum(early=True), "first v, then θ with the new v"),
+        (momentum(sign=-1.0), "the minus is already in v"),
         (keras.optimizers.SGD, "plain SGD"),
         (OtherArguments, "TypeError"),
         (momentum(keep=True, write=1)(learning_rate=0.1), "without parentheses"),
@@ -224,7 +235,7 @@ def test_never_learns_right() -> None:
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
-        ([5, 5, 1, 5, 1], "1 of 5 are off. Look at A"),
+        ([5, 5, 1, 5, 1], "1 of 5 is off. Look at A"),
         ([0, 10, 1, 5, 1], "Look at B"),
         ([0, 5, 5, 5, 1], "Look at C"),
         ([0, 5, 1, 0, 1], "Look at D"),
@@ -252,4 +263,4 @@ def test_snippets_do_not_tell_their_answers() -> None:
     for function in (*chapter_02.SNIPPETS, *chapter_02.COUNTS):
         source = inspect.getsource(function)
         assert "#" not in source
-        assert inspect.getdoc(function) in ("Does the weight move?", "How often is one added?")
+        assert inspect.getdoc(function) is None
