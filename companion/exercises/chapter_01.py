@@ -1,6 +1,7 @@
 """Checks for the exercises of chapter 01, by running the reader's code on a few weights."""
 
 import math
+import traceback
 from typing import Any
 
 import keras
@@ -59,18 +60,25 @@ def _check_lars(answer: Any) -> str | None:
         try:
             step = _step(answer, start, [0.75, 1.0], 0.5, dtype)
         except Exception as error:
-            where = (
-                "look at the rule itself"
-                if dtype == "float32"
-                else f"the learning rate is float32, the rest is not. Cast, and let `self.assign_sub` cast to {dtype}"
-            )
-            return f"with {dtype} weights it raises {type(error).__name__}: {where}"
+            if dtype == "float32":
+                why = "look at the rule itself"
+            elif any(frame.name == "assign_sub" for frame in traceback.extract_tb(error.__traceback__)):
+                why = f"the step is float32, the weight {dtype}. Use `self.assign_sub(variable, step)`, which casts"
+            else:
+                why = f"the learning rate is float32, the rest is {dtype}. Cast before you multiply"
+            return f"with {dtype} weights it raises {type(error).__name__}: {why}"
         if not np.allclose(step, right, rtol=0, atol=tolerance):
             return f"with {dtype} weights the step is {step.round(3).tolist()}, not {right.tolist()}: check the rule"
     for size, why in {100.0: "300² is more than float16 can hold (65504)", 1e-5: "0.00003² is zero in float16"}.items():
         step = _step(answer, start, [3 * size, 4 * size], 0.5, "float16")
         if not np.allclose(step, right, rtol=0, atol=0.05):
             return f"float16 works now, but not with gradients of {3 * size:g}: the step is {step.tolist()}. {why}"
+    step = _step(answer, [300.0, 400.0], [0.75, 1.0], 0.5, "float16")
+    if not np.allclose(step, [-150, -200], rtol=0, atol=1):
+        return (
+            f"gradients of any size work now, but not float16 weights of 300: the step is {step.tolist()}. "
+            "The norm of the weights squares, too: cast them before you take it"
+        )
     if not np.array_equal(_step(answer, start, [0.0, 0.0], 0.5, "float16"), [0, 0]):
         return "a gradient of zero should leave the weight where it is: what is 1e-8 in float16?"
     return None
@@ -94,7 +102,8 @@ def _check_constraint(constraint: Any, gradients: Any) -> str | None:
     weight.constraint = constraint
     optimizer = companion.SGD(learning_rate=1.0, use_ema=True, ema_momentum=0.5)
     for gradient in gradients:
-        optimizer.apply([ops.convert_to_tensor([float(gradient)])], [weight])
+        number = float(np.asarray(gradient).item())  # arrays of one number are numbers, too
+        optimizer.apply([ops.convert_to_tensor([number])], [weight])
     value, average = float(weight.numpy()[0]), float(optimizer.variables[-1].numpy()[0])
     if not average < 0:
         return (

@@ -30,6 +30,19 @@ def lars(dtype: str | None = None, epsilon: float = 1e-8, assign: str = "optimiz
     return optimizer(rule)
 
 
+def half_precision_norm(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
+    """LARS in float32, except that the weight is cast after its norm is taken."""
+    g = ops.cast(gradient, "float32")
+    ratio = ops.cast(ops.norm(variable), "float32") / (ops.norm(g) + 1e-8)
+    self.assign_sub(variable, learning_rate * ratio * g)
+
+
+def draft(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
+    """The chapter's own, which works in float32."""
+    ratio = ops.norm(variable) / (ops.norm(gradient) + 1e-8)
+    variable.assign_sub(learning_rate * ratio * gradient)
+
+
 class NonNegative(keras.constraints.Constraint):
     def __call__(self, w: Any) -> Any:
         return ops.maximum(w, 0.0)
@@ -85,10 +98,12 @@ WRONG = {
         ((3,), "class that inherits"),
         ((lars()(0.1),), "class itself"),
         ((optimizer(lambda self, gradient: None),), "float32 weights it raises TypeError: look at the rule"),
-        ((lars("float32", assign="variable"),), "let `self.assign_sub` cast"),
+        ((optimizer(draft),), "the learning rate is float32"),
+        ((lars("float32", assign="variable"),), "Use `self.assign_sub(variable, step)`"),
         ((lars("float32", sign=-1.0),), "check the rule"),
         ((lars("float16"),), "300"),
         ((lars(),), "300"),
+        ((optimizer(half_precision_norm),), "weights of 300"),
         ((lars("float32", epsilon=0.0),), "gradient of zero"),
         ((optimizer(lambda self, g, v, h: self.assign_sub(v, h * g)),), "check the rule"),
     ],
@@ -106,6 +121,7 @@ WRONG = {
         ((NonNegative, [0.5]), "average at 0.5"),
         ((NonNegative, [2.0, -9.0]), "not below zero"),
         ((NonNegative, ["two"]), "ValueError"),
+        ((NonNegative, [[2.0, 3.0]]), "ValueError"),
     ],
     "01.4": [
         ((None,), "whole number"),
@@ -147,6 +163,8 @@ def test_unanswered(number: str, answers: int) -> None:
         ("01.2", (lars("float64"),)),
         ("01.3", (NonNegative(), [1.5, 0.25])),
         ("01.3", (NonNegative, (3,))),
+        ("01.3", (NonNegative, [np.array([2.0])])),
+        ("01.3", (NonNegative, [ops.ones((1,)) * 2])),
         ("01.4", (92.0,)),
         ("01.4", (np.int64(92),)),
     ],
