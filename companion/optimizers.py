@@ -143,9 +143,10 @@ class Momentum(keras.optimizers.Optimizer):
         beta = ops.cast(self.momentum, variable.dtype)
         v = self.velocities[self._get_variable_index(variable)]
 
-        self.assign(v, ops.subtract(ops.multiply(v, beta), ops.multiply(gradient, h)))
+        step = ops.multiply(gradient, h)
+        self.assign(v, ops.subtract(ops.multiply(v, beta), step))
         if self.nesterov:
-            self.assign_add(variable, ops.subtract(ops.multiply(v, beta), ops.multiply(gradient, h)))
+            self.assign_add(variable, ops.subtract(ops.multiply(v, beta), step))
         else:
             self.assign_add(variable, v)
 
@@ -223,7 +224,8 @@ class Adam(keras.optimizers.Optimizer):
         self.assign_add(m, ops.multiply(ops.subtract(gradient, m), 1 - self.beta_1))
         self.assign_add(v, ops.multiply(ops.subtract(ops.square(gradient), v), 1 - self.beta_2))
         corrected = h * ops.sqrt(1 - ops.power(beta_2, t)) / (1 - ops.power(beta_1, t))
-        self.assign_sub(variable, ops.divide(ops.multiply(m, corrected), ops.add(ops.sqrt(v), self.epsilon)))
+        numerator, denominator = ops.multiply(m, corrected), ops.add(ops.sqrt(v), self.epsilon)
+        self.assign_sub(variable, ops.divide(numerator, denominator))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for saving."""

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import math
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -72,22 +73,23 @@ def _largest_momentum(answer: Any) -> str | None:
 
 def _recurrence(kind: str) -> np.ndarray:
     """Six steps of the exercise's quadratic from the formulas, in float64: the right one, or a known wrong one."""
+    h = 0.01 if kind == "fixed rate" else 0.125
+    beta = 0.9 if kind == "fixed momentum" else 0.5
     theta, v, path = np.array([2.0, -1.0]), np.zeros(2), []
     for _ in range(6):
-        step_of_gradient = 0.125 * np.array([1.0, 4.0]) * theta
-        new = 0.5 * v - step_of_gradient
+        pull = h * np.array([1.0, 4.0]) * theta
+        new = beta * v + pull if kind == "both signs" else beta * v - pull
         steps = {
-            "right": 0.5 * new - step_of_gradient,
             "momentum": new,
-            "sign": 0.5 * new + step_of_gradient,
-            "brake": -0.5 * new - step_of_gradient,
-            "no gradient": 0.5 * new,
-            "twice": new - step_of_gradient,
-            "no memory": 0.5 * new - step_of_gradient,
-            "plain": -step_of_gradient,
+            "sign": beta * new + pull,
+            "both signs": beta * new + pull,
+            "brake": -beta * new - pull,
+            "no gradient": beta * new,
+            "twice": new - pull,
+            "plain": -pull,
         }
         v = np.zeros(2) if kind == "no memory" else new
-        theta = theta + steps[kind]
+        theta = theta + steps.get(kind, beta * new - pull)
         path.append(theta)
     return np.array(path)
 
@@ -95,34 +97,53 @@ def _recurrence(kind: str) -> np.ndarray:
 _NESTEROV_HINTS = {
     "momentum": "that is plain momentum. The weight must move by β v - h g, with the new velocity v.",
     "sign": "the gradient enters the weight's step with the wrong sign: it is β v - h g.",
-    "brake": "the velocity enters the weight's step with the wrong sign: it is β v - h g.",
+    "both signs": "the gradient has the wrong sign in both lines: the loss grows. Each of them has - h g.",
+    "brake": "the velocity works against the gradient: a sign is wrong. Both v and the weight's step are β v - h g.",
     "no gradient": "the weight's step is β v - h g; the second part is missing.",
     "twice": "the weight's step is β v - h g: the velocity must be multiplied by β once more.",
     "no memory": "the weight's step is right, but the velocity is not kept. Assign it to the slot with self.assign.",
     "plain": "that is gradient descent: the velocity has no effect on the weight.",
+    "fixed rate": "your h is always 0.01. Use the `learning_rate` that `update_step` is given.",
+    "fixed momentum": "your β is always 0.9. Use `self.momentum`.",
 }
 
 
 def _nesterov(answer: Any) -> str | None:
     if isinstance(answer, keras.optimizers.Optimizer):
         return "give the class itself, not an instance of it."
-    if not (inspect.isclass(answer) and issubclass(answer, keras.optimizers.Optimizer)):
+    if not (inspect.isclass(answer) and issubclass(answer, Momentum)):
         return "give a class that inherits from `companion.Momentum`."
-    weight = keras.Variable([2.0, -1.0])
-    optimizer: Any = answer(learning_rate=0.125, momentum=0.5)  # type: ignore[call-arg]
-    path = []
-    for _ in range(6):
-        optimizer.apply([np.array([1.0, 4.0], "float32") * weight.numpy()], [weight])
-        path.append(weight.numpy())
+    borrowed: list[bool] = []
+    rule = Momentum.update_step
+
+    def watched(self: Momentum, *args: Any, **kwargs: Any) -> None:
+        borrowed.append(self.nesterov)
+        rule(self, *args, **kwargs)
+
+    with mock.patch.object(Momentum, "update_step", watched):
+        path = _six_steps(answer)
+    if any(borrowed):
+        return "that is the `nesterov` argument at work. Write both lines of the rule yourself."
     if np.allclose(path, _recurrence("right"), atol=1e-5):
         return None
-    if np.allclose(path, path[0], atol=1e-7) and np.allclose(path[0], [2.0, -1.0]):
+    if np.allclose(path, [2.0, -1.0], atol=1e-7):
         return "the weight does not move. `update_step` returns nothing; it must call self.assign_add(variable, …)."
     for kind, hint in _NESTEROV_HINTS.items():
         if np.allclose(path, _recurrence(kind), atol=1e-5):
             return hint
     wrong = int(np.argmax(~np.isclose(path, _recurrence("right"), atol=1e-5).all(axis=1))) + 1
     return f"update {wrong} is the first that differs from the formula. First v ← β v - h g, then θ ← θ + β v - h g."
+
+
+def _six_steps(make: Any) -> np.ndarray:
+    """The walk of a reader's optimizer that :func:`_recurrence` predicts."""
+    weight = keras.Variable([2.0, -1.0])
+    optimizer = make(learning_rate=0.125, momentum=0.5)
+    path = []
+    for _ in range(6):
+        optimizer.apply([np.array([1.0, 4.0], "float32") * weight.numpy()], [weight])
+        path.append(weight.numpy())
+    return np.array(path)
 
 
 def _lost_state(answer: Any) -> str | None:
@@ -144,15 +165,17 @@ def _lost_state(answer: Any) -> str | None:
 
 
 def _first_step(answer: Any) -> str | None:
-    parts = [_number(part) for part in answer] if isinstance(answer, (tuple, list)) else []
+    parts = (
+        [_number(part) for part in answer] if isinstance(answer, (tuple, list, np.ndarray)) and np.ndim(answer) else []
+    )
     if len(parts) != 2 or None in parts:
-        return "the answer is two numbers: (after 4000, after -0.0004)."
+        return "the answer is two numbers: (after 4000, after -0.4)."
     large, small = (float(part) for part in parts if part is not None)
     if abs(large - 4.75) <= 1e-3 and abs(small - 5.25) <= 1e-3:
         return None
     if abs(large - 5.25) <= 1e-3 and abs(small - 4.75) <= 1e-3:
         return "the length is right, the direction is not: minimisation goes against the gradient."
-    if abs(large - (5 - 0.25 * 4000)) <= 1e-3 or abs(small - (5 + 0.25 * 0.0004)) <= 1e-5:
+    if abs(large - (5 - 0.25 * 4000)) <= 1e-3 or abs(small - (5 + 0.25 * 0.4)) <= 1e-3:
         return "that is the step of SGD. Adam divides by the root of the mean of g²."
     if abs(abs(large - 5) - 0.25 * 0.1 / math.sqrt(0.001)) <= 1e-2:
         return "that is the step without the bias corrections."

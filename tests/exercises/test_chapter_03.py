@@ -70,6 +70,42 @@ class _OtherSignature(companion.Momentum):
         pass
 
 
+class _Forced(companion.Momentum):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, nesterov=True)
+
+
+class _ForcedLate(companion.Momentum):
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        self.nesterov = True
+        super().update_step(gradient, variable, learning_rate)
+
+
+class _VelocitySign(companion.Momentum):
+    weight_sign = -1
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        h = keras.ops.cast(learning_rate, variable.dtype)
+        v = self.velocities[self._get_variable_index(variable)]
+        self.assign(v, self.momentum * v + h * gradient)
+        self.assign_add(variable, self.momentum * v + self.weight_sign * h * gradient)
+
+
+class _BothSigns(_VelocitySign):
+    weight_sign = 1
+
+
+class _FixedRate(_Variant):
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        super().update_step(gradient, variable, 0.01)
+
+
+class _FixedMomentum(_Variant):
+    def build(self, variables: list[Any]) -> None:
+        super().build(variables)
+        self.momentum = 0.9
+
+
 class _Double(_Variant):
     def step(self, v: Any, g: Any, h: Any) -> Any:
         return 2 * v
@@ -82,6 +118,7 @@ RIGHT = [
     ("03.3", {"A": "counter", "B": "nothing", "C": "both", "D": "velocity"}),
     ("03.4", (4.75, 5.25)),
     ("03.4", [np.float64(4.75), 5.2501]),
+    ("03.4", np.array([4.75, 5.25])),
 ]
 
 WRONG = [
@@ -104,15 +141,22 @@ WRONG = [
     ("03.2", companion.Momentum, "plain momentum"),
     ("03.2", _Plain, "plain momentum"),
     ("03.2", _SignError, "gradient enters"),
-    ("03.2", _Brake, "velocity enters"),
+    ("03.2", _Brake, "against the gradient"),
     ("03.2", _NoGradient, "missing"),
     ("03.2", _Twice, "multiplied by β"),
     ("03.2", _NoVelocity, "no effect"),
     ("03.2", _NotKept, "not kept"),
     ("03.2", _Idle, "does not move"),
+    ("03.2", _Forced, "`nesterov` argument"),
+    ("03.2", _ForcedLate, "`nesterov` argument"),
+    ("03.2", keras.optimizers.SGD, "inherits"),
+    ("03.2", _VelocitySign, "against the gradient"),
+    ("03.2", _BothSigns, "both lines"),
+    ("03.2", _FixedRate, "always 0.01"),
+    ("03.2", _FixedMomentum, "always 0.9"),
     ("03.2", _Double, "update 1 "),
     ("03.2", _OtherSignature, "TypeError"),
-    ("03.2", companion.SGD, "Error"),
+    ("03.2", companion.SGD, "inherits"),
     ("03.3", None, "dictionary"),
     ("03.3", "counter", "dictionary"),
     ("03.3", {"A": "counter"}, "dictionary"),
@@ -127,7 +171,9 @@ WRONG = [
     ("03.4", (4.75, None), "two numbers"),
     ("03.4", ("4.75", "5.25"), "two numbers"),
     ("03.4", (5.25, 4.75), "direction"),
-    ("03.4", (-995.0, 5.0001), "SGD"),
+    ("03.4", np.array(4.75), "two numbers"),
+    ("03.4", np.array([[4.75, 5.25], [4.75, 5.25]]), "two numbers"),
+    ("03.4", (-995.0, 5.1), "SGD"),
     ("03.4", (5 - 0.25 * 3.1623, 5 + 0.25 * 3.1623), "without the bias corrections"),
     ("03.4", (4.75, 5.0), "second"),
     ("03.4", (4.0, 6.0), "t = 1"),
