@@ -18,7 +18,7 @@ COLOURS = {
     "rk4": "#00795B",
     "momentum": "#A8327D",
     "adaptive": "#A3492F",
-    "quiet": "#757575",
+    "quiet": "#7D7D7D",
 }
 """One colour for each method, the same in the whole book and distinguishable under the common colour blindnesses."""
 
