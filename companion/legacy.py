@@ -144,3 +144,276 @@ def run_plan(
         session.run(tf.compat.v1.global_variables_initializer())
         fetches = [loss_tensor, plan if execute_updates else []]
         return [Step(float(session.run(fetches)[0]), session.run(variables)) for _ in range(steps)]
+
+
+class SoftBatchStep(NamedTuple):
+    """What one step of :func:`trace_soft_batch` left behind, read after it."""
+
+    parameter: Any
+    """The weight."""
+    accumulator: Any
+    """The sum of gradients that the next update is to use."""
+    iterations: int
+    """How many steps have run."""
+
+
+def _switch(condition: Any, then: Any, otherwise: Any, name: str) -> Any:
+    """``K.switch`` of 2018: a choice between two tensors, both of which exist before it.
+
+    These are the operations that ``tf.cond`` made of it then; what it makes today depends on a global setting.
+    """
+
+    def branch(value: Any) -> Any:
+        value = tf.convert_to_tensor(value)
+        operation = tf.raw_ops.RefSwitch if value.dtype._is_ref_dtype else tf.raw_ops.Switch
+        return operation(data=value, pred=condition)
+
+    return tf.raw_ops.Merge(inputs=[branch(otherwise).output_false, branch(then).output_true], name=name)[0]
+
+
+def _assign(variable: Any, value: Any, name: str) -> Any:
+    return tf.compat.v1.assign(variable, value, name=name)
+
+
+def _copy(variable: Any) -> Any:
+    return tf.raw_ops.DeepCopy(x=tf.convert_to_tensor(variable))
+
+
+_Rule = Callable[[list[Any], Any], list[Any]]
+_Memory = tuple[list[Any], Any, Any]
+_Plan = list[Any]
+
+
+def _published(memory: _Memory, gradient: Any, steps: int, rule: _Rule) -> _Plan:
+    """The soft batch of 2018: a choice between assignments."""
+    weights, total, iterations = memory
+    new_weights = rule(weights, total)
+    due = tf.equal(iterations % steps, 0, name="due")
+    plan = [iterations.assign_add(1, name="count")]
+    for weight, new_weight in zip(weights, new_weights, strict=True):
+        move = _assign(weight, new_weight, name="move")
+        plan.append(_switch(due, move, weight, name="move_or_not"))
+    restart = _assign(total, gradient, name="restart")
+    grow = _assign(total, total + gradient, name="grow")
+    plan.append(_switch(due, restart, grow, name="restart_or_grow"))
+    return plan
+
+
+def _masked(memory: _Memory, gradient: Any, steps: int, rule: _Rule) -> _Plan:
+    """The repair from the post's comments: an assignment of a choice."""
+    weights, total, iterations = memory
+    new_weights = rule(weights, total)
+    due = tf.equal(iterations % steps, 0, name="due")
+    plan = [iterations.assign_add(1, name="count")]
+    for weight, new_weight in zip(weights, new_weights, strict=True):
+        chosen = _switch(due, new_weight, weight, name="new_or_old")
+        plan.append(_assign(weight, chosen, name="move"))
+    chosen = _switch(due, gradient, total + gradient, name="restart_or_grow")
+    plan.append(_assign(total, chosen, name="accumulate"))
+    return plan
+
+
+def _ordered(memory: _Memory, gradient: Any, steps: int, rule: _Rule) -> _Plan:
+    """The same with an order: read, compute with what was read, then write."""
+    weights, total, iterations = memory
+    # Copies, since a read of a variable of 2018 is that variable's own memory.
+    old = [_copy(weight) for weight in weights]
+    old_total = _copy(total)
+    count = _copy(iterations)
+
+    due = tf.equal(count % steps, 0, name="due")
+    moved = rule(old, old_total)
+    new = [tf.where(due, *pair) for pair in zip(moved, old, strict=True)]
+    new_total = tf.where(due, gradient, old_total + gradient)
+    new_count = count + 1
+
+    with tf.control_dependencies([*new, new_total, new_count]):
+        moves = zip(weights, new, strict=True)
+        plan = [_assign(*move, name="move") for move in moves]
+        plan.append(_assign(total, new_total, name="accumulate"))
+        plan.append(_assign(iterations, new_count, name="count"))
+    return plan
+
+
+PLANS = {"published": _published, "masked": _masked, "ordered": _ordered}
+"""The variants of :func:`trace_soft_batch`, as functions that build their plan."""
+
+
+class _SoftBatch(NamedTuple):
+    graph: Any
+    initialise: Any
+    step: Any
+    gradient: Any
+    variables: list[Any]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _build_soft_batch(
+    steps: int, learning_rate: float, variant: str, variables: str, initial: np.ndarray, momentum: float
+) -> _SoftBatch:
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
+        raise ValueError(f"`steps` must be an integer >= 1, the length of a window. Received: steps={steps!r}")
+    if not _is_number(learning_rate) or learning_rate < 0:
+        raise ValueError(f"`learning_rate` must be a number in [0, inf). Received: learning_rate={learning_rate!r}")
+    if not isinstance(variant, str) or variant not in PLANS:
+        raise ValueError(f"`variant` must be one of {sorted(PLANS)}. Received: variant={variant!r}")
+    if variables not in ("ref", "resource"):
+        raise ValueError(f"`variables` must be 'ref' or 'resource'. Received: variables={variables!r}")
+    if not _is_number(momentum) or not 0 <= momentum < 1:
+        raise ValueError(f"`momentum` must be a number in [0, 1). Received: momentum={momentum!r}")
+
+    def rule(weights: list[Any], accumulator: Any) -> list[Any]:
+        step = learning_rate * accumulator / steps
+        if not momentum:
+            return [weights[0] - step]
+        parameter, velocity = weights
+        new_velocity = momentum * velocity - step
+        return [parameter + new_velocity, new_velocity]
+
+    def variable(value: Any, name: str) -> Any:
+        return tf.compat.v1.Variable(value, name=name, use_resource=variables == "resource")
+
+    with tf.Graph().as_default() as graph, tf.device("CPU:0"):
+        gradient = tf.compat.v1.placeholder(tf.float64, initial.shape, name="gradient")
+        weights = [variable(initial, "parameter")]
+        weights += [variable(np.zeros_like(initial), "velocity")] if momentum else []
+        accumulator = variable(np.zeros_like(initial), "accumulator")
+        iterations = variable(np.int64(0), "iterations")
+        plan = PLANS[variant]((weights, accumulator, iterations), gradient, int(steps), rule)
+        step = tf.group(*plan, name="step")
+        initialise = tf.compat.v1.global_variables_initializer()
+    return _SoftBatch(graph, initialise, step, gradient, [weights[0], accumulator, iterations])
+
+
+def soft_batch_graph(
+    steps: int, learning_rate: float, variant: str, variables: str = "ref", momentum: float = 0.0
+) -> tf.Graph:
+    """Returns the graph that :func:`trace_soft_batch` runs, for a weight that is a single number; to look at.
+
+    Its operation ``step`` is what a training step runs. The other operations of interest are named as in the source
+    of the plans: ``gradient``, ``parameter``, ``accumulator``, ``iterations``, ``due``, ``move`` and so on.
+
+    Args:
+        steps: as in :func:`trace_soft_batch`.
+        learning_rate: as in :func:`trace_soft_batch`.
+        variant: as in :func:`trace_soft_batch`.
+        variables: as in :func:`trace_soft_batch`.
+        momentum: as in :func:`trace_soft_batch`.
+
+    Returns:
+        A ``tf.Graph`` of its own.
+
+    Raises:
+        ValueError: an argument is not as described.
+
+    Example:
+        >>> graph = soft_batch_graph(steps=3, learning_rate=0.1, variant="published")
+        >>> graph.get_operation_by_name("move").type
+        'Assign'
+
+    Taught in chapter 05, :doc:`/notebooks/05_the_soft_batch_bug`.
+    """
+    return _build_soft_batch(steps, learning_rate, variant, variables, np.zeros(()), momentum).graph
+
+
+def trace_soft_batch(
+    gradients: Sequence[Any] | np.ndarray,
+    steps: int,
+    learning_rate: float,
+    variant: str,
+    variables: str = "ref",
+    initial: Any = 0.0,
+    momentum: float = 0.0,
+) -> list[SoftBatchStep]:
+    r"""Runs the soft batch of 2018, gradient by gradient, and reads its variables after each of them.
+
+    What it means to do with the gradients :math:`g_1, g_2, \ldots`, with a window of :math:`N` and an accumulator
+    :math:`s`, is
+
+    .. math::
+
+       s \leftarrow s + g_i, \qquad
+       \text{after every } N \text{th:} \quad \theta \leftarrow \theta - \frac{h}{N} s, \quad s \leftarrow 0 .
+
+    None of the variants does just that. All of them decide by ``iterations % steps == 0`` *before* counting the step
+    and move by the accumulator *without* the current gradient, so the first update applies nothing, and the last
+    complete window waits for a gradient that does not come. Besides:
+
+    - ``"published"`` creates its assignments outside the choice, so every one of them runs in every step, in an
+      order that nothing fixes. Two runs may differ.
+    - ``"masked"``, the repair from the comments on the post, assigns a choice of values; its reads and its writes
+      still race. Two runs may differ.
+    - ``"ordered"`` copies all it reads, computes, then writes. Two runs do not differ.
+
+    Graph, session and variables are new for each call and gone after it; TensorFlow's global state is not touched.
+    It computes in float64, on the CPU.
+
+    Args:
+        gradients: one for each micro-step, fed in this order: finite numbers, or arrays of one shape. At least one.
+        steps: :math:`N \ge 1`, the length of the window: how many gradients one update is meant to use. (How many
+            steps are run is the length of ``gradients``.)
+        learning_rate: :math:`h \ge 0`.
+        variant: ``"published"``, ``"masked"`` or ``"ordered"``.
+        variables: ``"ref"``, the kind that 2018 had, or ``"resource"``, the kind since TensorFlow 2. Defaults to
+            ``"ref"``.
+        initial: :math:`\theta` at the start: a number, or an array of the gradients' shape. Defaults to 0.
+        momentum: :math:`\beta` in :math:`[0, 1)`. If not 0, an update is :math:`v \leftarrow \beta v - h s / N` and
+            :math:`\theta \leftarrow \theta + v`, chosen or not as above. Defaults to 0.
+
+    Returns:
+        One :class:`SoftBatchStep` for each gradient.
+
+    Raises:
+        ValueError: an argument is not as described.
+
+    Example:
+        >>> for step in trace_soft_batch([1, 10, 100, 1000], steps=2, learning_rate=2, variant="ordered"):
+        ...     print(step.iterations, step.parameter + 0, step.accumulator)
+        1 0.0 1.0
+        2 0.0 11.0
+        3 -11.0 100.0
+        4 -11.0 1100.0
+
+    References:
+        Su Jianlin, 2018, "Make Keras cooler: niche custom optimizers" (in Chinese), its section on the soft batch, its
+        correction of 2019 and its comments, https://kexue.fm/archives/5879.
+
+    Taught in chapter 05, :doc:`/notebooks/05_the_soft_batch_bug`.
+    """
+    values = _finite(gradients)
+    if values is None or values.ndim == 0 or len(values) == 0:
+        raise ValueError(
+            f"`gradients` must be a sequence of finite numbers, or of arrays of one shape. Received: "
+            f"gradients={gradients!r}"
+        )
+    start = _finite(initial)
+    if start is None or start.shape not in ((), values.shape[1:]):
+        raise ValueError(
+            f"`initial` must be a finite number or an array of the gradients' shape {values.shape[1:]}. Received: "
+            f"initial={initial!r}"
+        )
+    start = np.broadcast_to(start, values.shape[1:])
+    built = _build_soft_batch(steps, learning_rate, variant, variables, start, momentum)
+    trace = []
+    with tf.compat.v1.Session(graph=built.graph) as session:
+        session.run(built.initialise)
+        for value in values:
+            session.run(built.step, {built.gradient: value})
+            parameter, accumulator, iterations = session.run(built.variables)
+            # A copy, because what was read may be the variable's own memory.
+            trace.append(SoftBatchStep(np.copy(parameter)[()], np.copy(accumulator)[()], int(iterations)))
+    return trace
+
+
+def _finite(value: Any) -> np.ndarray | None:
+    """The value as finite float64 numbers, or ``None`` if it is not numbers of one shape."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        return None
+    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        return None
+    return array.astype("float64")

@@ -1,0 +1,227 @@
+"""Checks for the exercises of chapter 05, and the snippets that two of them ask about."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from companion import legacy
+
+
+def _snippet_a(due: bool) -> list[float]:
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        weight = tf.compat.v1.Variable(5.0)
+        condition = tf.compat.v1.placeholder(tf.bool, ())
+        session.run(weight.initializer)
+        move = tf.compat.v1.assign(weight, weight - 1.0)
+        step = tf.cond(condition, lambda: move, lambda: weight)
+        session.run(step, {condition: due})
+        return [session.run(weight)]
+
+
+def _snippet_b(due: bool) -> list[float]:
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        weight = tf.compat.v1.Variable(5.0)
+        condition = tf.compat.v1.placeholder(tf.bool, ())
+        session.run(weight.initializer)
+
+        def move() -> tf.Tensor:
+            return tf.compat.v1.assign(weight, weight - 1.0)
+
+        step = tf.cond(condition, move, lambda: weight)
+        session.run(step, {condition: due})
+        return [session.run(weight)]
+
+
+def _snippet_c(due: bool) -> list[float]:
+    weight = tf.Variable(5.0)
+
+    @tf.function
+    def step(due: tf.Tensor) -> tf.Tensor:
+        result = tf.constant(5.0)
+        moved = weight.assign(weight - 1.0)
+        if due:
+            result = moved
+        return result
+
+    step(tf.constant(due))
+    return [weight.numpy()]
+
+
+def _snippet_d(due: bool) -> list[float]:
+    weight = keras.Variable(5.0)
+    move = functools.partial(weight.assign, weight - 1.0)
+    ops.cond(due, move, lambda: weight.value)
+    return [float(weight.numpy())]
+
+
+def _snippet_e(due: bool) -> list[float]:
+    weight, velocity = keras.Variable(5.0), keras.Variable(2.0)
+    velocity.assign(0.5 * velocity - 2.0)
+    weight.assign(ops.where(due, weight + velocity, weight))
+    return [float(weight.numpy()), float(velocity.numpy())]
+
+
+def _snippet_f(due: bool) -> list[float]:
+    weight = keras.Variable(5.0)
+    weight.assign_sub(1.0 * ops.cast(due, "float32"))
+    return [float(weight.numpy())]
+
+
+SNIPPETS = (_snippet_a, _snippet_b, _snippet_c, _snippet_d, _snippet_e, _snippet_f)
+_SNIPPET_HINTS = (
+    "`cond` gets two lambdas, but what do they return? Find the line that makes the assignment.",
+    "when `cond` builds its true branch it calls `move`. Where does the assignment stand then?",
+    "the `if` becomes a branch. Which of its lines stand inside?",
+    "`partial` calls nothing. Who calls `weight.assign`, and is it harmful that the subtraction is done early?",
+    "the weight is chosen by value. Is it all that the step changes?",
+    "there is no branch here at all. What is subtracted if `due` is false?",
+)
+
+
+def line_by_line(gradients: Sequence[float]) -> list[int]:
+    """The published lines, run eagerly; returns -θ after each gradient."""
+    weight = tf.Variable(0.0, dtype="float64")
+    total = tf.Variable(0.0, dtype="float64")
+    digits = []
+    for iterations, gradient in enumerate(gradients):
+        due = iterations % 2 == 0
+        moved = weight.assign(weight - 2.0 * total / 2.0)
+        tf.where(due, moved, weight)
+        restarted = total.assign(gradient)
+        grown = total.assign(total + gradient)
+        tf.where(due, restarted, grown)
+        digits.append(round(-float(weight)))
+    return digits
+
+
+def _is_right(snippet: Callable[[bool], list[float]]) -> bool:
+    """Whether a snippet leaves all it holds alone if no step is due, and moves the weight if one is."""
+    # The values that every snippet starts from; one that holds a velocity starts it at 2.
+    start = [5.0, 2.0]
+    return snippet(False) == start[: len(snippet(False))] and snippet(True)[0] == 4.0
+
+
+def _right_or_wrong(answer: Any) -> str | None:
+    if not isinstance(answer, (list, tuple)) or len(answer) != len(SNIPPETS):
+        return f"the answer is a list of {len(SNIPPETS)} booleans, one for each snippet."
+    if not all(isinstance(guess, (bool, np.bool_)) for guess in answer):
+        return "each entry is True (right) or False."
+    wrong = [index for index, snippet in enumerate(SNIPPETS) if bool(answer[index]) != _is_right(snippet)]
+    if wrong:
+        count = f"{len(wrong)} of {len(SNIPPETS)} {'is' if len(wrong) == 1 else 'are'} off."
+        return f"{count} Look at {'ABCDEF'[wrong[0]]}: {_SNIPPET_HINTS[wrong[0]]}"
+    return None
+
+
+_SIX = [10**k for k in range(6)]
+
+
+def _digits_hint(name: str, found: Any, expected: list[int]) -> str | None:
+    if not isinstance(found, (list, tuple)) or len(found) != len(expected):
+        return f"{name}: the answer is a list of {len(expected)} whole numbers, -θ after each step."
+    if not all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in found):
+        return f"{name}: each entry is a number, -θ after that step."
+    if list(found) == [-value for value in expected]:
+        return f"{name}: asked is -θ; yours are θ."
+    off = [step for step, (value, right) in enumerate(zip(found, expected, strict=True), start=1) if value != right]
+    return f"{name}: step {off[0]} is the first that is off." if off else None
+
+
+def _predict(ordered: Any, eager: Any) -> str | None:
+    trace = legacy.trace_soft_batch(_SIX, 2, 2.0, "ordered")
+    hint = _digits_hint("the ordered plan", ordered, [round(-step.parameter) for step in trace])
+    if hint:
+        if isinstance(ordered, (list, tuple)) and list(ordered) == [0, 11, 11, 1111, 1111, 111111]:
+            return "the ordered plan: so it was meant. When is `iterations % 2` zero, and what is in the sum then?"
+        return f"{hint} It asks before it counts, and it uses the sum without the current gradient."
+    hint = _digits_hint("line by line", eager, line_by_line(_SIX))
+    if hint:
+        return f"{hint} Keep a slip of paper with `weight` and `total`, and change them at every `assign`, due or not."
+    return None
+
+
+_GRADIENTS = [10.0**k for k in range(7)]
+
+
+def _run(optimizer: Any, in_function: bool) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Two weights, the second with twice the gradient; returns minus the weights, and the other variables, by step."""
+    variables = [keras.Variable(0.0, dtype="float64"), keras.Variable(0.0, dtype="float64")]
+    optimizer.build(variables)
+
+    def apply(gradient: Any) -> None:
+        optimizer.apply([gradient, 2 * gradient], variables)
+
+    step = tf.function(apply) if in_function else apply
+    weights, slots = [], []
+    for gradient in _GRADIENTS:
+        step(tf.constant(gradient, "float64"))
+        weights.append([-float(variable.numpy()) for variable in variables])
+        slots.append(np.array([np.asarray(slot.numpy(), "float64").ravel() for slot in optimizer.variables[2:]]))
+    return np.array(weights), slots
+
+
+def _repair(answer: Any) -> str | None:
+    if isinstance(answer, keras.optimizers.Optimizer):
+        return "hand over the class itself, without parentheses."
+    if not (inspect.isclass(answer) and issubclass(answer, keras.optimizers.Optimizer)):
+        return "the answer is a class derived from keras.optimizers.Optimizer."
+    meant = np.array([sum(_GRADIENTS[: step - step % 3]) for step in range(1, 8)])
+    grown = np.array([sum(_GRADIENTS[step - step % 3 : step]) for step in range(1, 8)])
+    make: Callable[..., Any] = answer
+    for in_function in (False, True):
+        weights, slots = _run(make(learning_rate=3.0), in_function)
+        where = "in a tf.function" if in_function else "run eagerly"
+        if np.allclose(weights, np.outer(meant, [1, 2]), rtol=1e-9):
+            if not all(
+                len(step) == 2 and np.allclose(step.ravel(), [total, 2 * total])
+                for step, total in zip(slots, grown, strict=True)
+            ):
+                return f"{where}, the weights are right, but the sums are not: after a window they start from zero."
+            continue
+        moved = np.diff(weights[:, 0], prepend=0.0) != 0
+        if not moved.any():
+            return f"{where}, the weight never moves. Something has to be assigned when a step is due."
+        if moved.all():
+            return f"{where}, the weight moves at every step. Which `assign` does no branch call?"
+        if list(np.nonzero(moved)[0]) == [2, 5]:
+            if np.isclose(weights[2, 0], meant[2]) and np.isclose(weights[2, 1], 2 * meant[2]):
+                return f"{where}, the first window is right and the second is not. What has to happen to the sum?"
+            return f"{where}, it moves at the right steps and not by the right amount: -h times the mean of the window."
+        return f"{where}, the weight moves after the steps {list(np.nonzero(moved)[0] + 1)}, not after 3 and 6."
+    return None
+
+
+def _window(answer: Any) -> str | None:
+    if not callable(answer):
+        return "the answer is the function `step(weight, total, count, gradient)`."
+    state: tuple[Any, ...] = (0, 0, 0)
+    found, gradients = [], [10**k for k in range(9)]
+    for gradient in gradients:
+        state = answer(*state, gradient)
+        if not isinstance(state, tuple) or len(state) != 3:
+            return "`step` returns three values: weight, total, count."
+        found.append(-state[0])
+    meant = [sum(gradients[: step - step % 3]) for step in range(1, 10)]
+    if found == meant:
+        return None if state[2] == 9 else "the weights are right, but `count` should be 9 after nine gradients."
+    if not any(found):
+        return "the weight never moves."
+    moved = [step for step, (old, new) in enumerate(zip([0, *found], found, strict=False), start=1) if old != new]
+    if moved == [4, 7]:
+        return "it moves at steps 4 and 7, one late. What is `count % 3` when nothing has been counted yet?"
+    if moved == [3, 6, 9]:
+        if found[2] == 11:
+            return "it moves at the right steps, but -θ is 11 after the third: where is the current gradient?"
+        if found[2] == 111:
+            return f"the first window is right. After the second, -θ is {found[5]}: what does the sum start from?"
+        return f"it moves at the right steps, but -θ is {found[2]} after the third, not 111."
+    return f"it moves at steps {moved}; it should at 3, 6 and 9."
+
+
+CHECKS = {"05.1": _right_or_wrong, "05.2": _predict, "05.3": _repair, "05.4": _window}
