@@ -1,0 +1,224 @@
+r"""Rows of an embedding that occur twice in a batch, summed before any optimizer sees them. Chapter 07 teaches it.
+
+The gradient of a lookup is sparse: TensorFlow hands over the touched rows and their ids as ``tf.IndexedSlices``, and an
+id that was looked up three times stands in it three times. That is the right gradient as long as it is only added to
+something. An optimizer that squares it squares the parts instead of their sum, and so does a norm.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def coalesce(gradient: Any) -> Any:
+    r"""Sums the rows of a sparse gradient that have the same id.
+
+    With ids :math:`i_1, \dots, i_n` and rows :math:`r_1, \dots, r_n`, each id :math:`j` keeps one row:
+
+    .. math::
+
+       g_j = \sum_{k\,:\,i_k = j} r_k
+
+    The ids come out in the order of their first occurrence. float16 and bfloat16 rows are summed in float32, so that
+    many small rows are not lost to rounding. Works in eager mode, in graphs and under XLA.
+
+    Args:
+        gradient: a ``tf.IndexedSlices``. Anything else (a dense tensor, ``None``) is returned as it is.
+
+    Returns:
+        A ``tf.IndexedSlices`` with unique ids, of the same dtype and dense shape.
+
+    Raises:
+        ValueError: the ids are not a vector; in eager mode this is TensorFlow's ``InvalidArgumentError``.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> rows = tf.constant([[1.0, 2.0], [10.0, 20.0], [5.0, 5.0]])
+        >>> gradient = coalesce(tf.IndexedSlices(rows, indices=[1, 1, 2], dense_shape=[4, 2]))
+        >>> gradient.indices.numpy().tolist(), gradient.values.numpy().tolist()
+        ([1, 2], [[11.0, 22.0], [5.0, 5.0]])
+
+    PyTorch's sparse tensors have a method of this name. Keras 2 did this in its optimizers; Keras 3 does not.
+
+    References:
+        Duchi, Hazan and Singer, 2011, "Adaptive subgradient methods for online learning and stochastic optimization",
+        where the squares that repeated rows spoil come from.
+
+    Taught in chapter 07, :doc:`/notebooks/07_accumulation_in_practice`.
+    """
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    ids, position = tf.unique(gradient.indices)
+    dtype = gradient.values.dtype
+    rows = tf.cast(gradient.values, tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype)
+    rows = tf.math.unsorted_segment_sum(rows, position, tf.size(ids))
+    return tf.IndexedSlices(tf.cast(rows, dtype), ids, gradient.dense_shape)
+
+
+@keras.saving.register_keras_serializable(package="companion")
+class CoalesceGradients(keras.optimizers.Optimizer):
+    r"""Any Keras optimizer, with the rows of sparse gradients that share an id summed first.
+
+    Keras 3 squares each occurrence of a row by itself. For a row that occurs with gradients :math:`r_1, \dots, r_k`,
+    the second moments of Adam, RMSprop, Adagrad and their kin, and every norm that clipping computes, use
+
+    .. math::
+
+       \sum_k r_k^2 \quad\text{(Keras)} \qquad\text{instead of}\qquad
+       \Bigl(\sum_k r_k\Bigr)^2 \quad\text{(here, and in a dense lookup)}.
+
+    With this wrapper every built-in optimizer of Keras 3.13 and 3.15 steps as if the lookup were a product with a
+    one-hot matrix, weights and slots, clipped or not. That includes the rows that are not in the batch: Keras decays
+    their slots whether or not the gradient is sparse. Without the wrapper it holds for SGD, with or without momentum,
+    Lion and Muon's own rule, which add up gradients before they do anything else, as long as nothing clips.
+
+    On several replicas Keras merges sparse gradients by concatenating them, which repeats ids anew; so the rows are
+    summed once more after the merge. For this, ``build`` wraps the ``update_step`` of the inner optimizer. Clipping
+    stays where Keras has it: on each replica, before the merge.
+
+    Args:
+        optimizer: a ``keras.optimizers.Optimizer``. Its settings stay its own: clipping, weight decay, moving averages,
+            ``loss_scale_factor`` and ``gradient_accumulation_steps`` are given to it, not here. Under
+            ``loss_scale_factor``, which Keras cannot divide a sparse gradient by, gradients become dense.
+        name: a name for the wrapper. Defaults to one made from the class.
+
+    Attributes:
+        inner_optimizer: the optimizer given.
+
+    Raises:
+        ValueError: ``optimizer`` is not an optimizer, is already a ``CoalesceGradients``, or is a
+            ``LossScaleOptimizer``, which belongs outside (``compile`` puts it there).
+
+    Example:
+        >>> import tensorflow as tf
+        >>> weight = keras.Variable(np.zeros((3, 1)))
+        >>> gradient = tf.IndexedSlices(tf.constant([[3.0], [1.0]]), indices=[2, 2], dense_shape=[3, 1])
+        >>> optimizer = CoalesceGradients(keras.optimizers.Adagrad(1.0, initial_accumulator_value=0.0))
+        >>> optimizer.apply([gradient], [weight])  # 4 / √(4²); Keras alone: 4 / √(3² + 1²) = 1.26
+        >>> weight.numpy().ravel().round(4).tolist()
+        [0.0, 0.0, -1.0]
+
+    References:
+        Duchi, Hazan and Singer, 2011, "Adaptive subgradient methods for online learning and stochastic optimization".
+
+    Taught in chapter 07, :doc:`/notebooks/07_accumulation_in_practice`.
+    """
+
+    def __init__(self, optimizer: Any, name: str | None = None) -> None:
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise ValueError(
+                "`optimizer` must be an instance of `keras.optimizers.Optimizer`, such as `keras.optimizers.Adam()`. "
+                f"Received: optimizer={optimizer!r} (of type {type(optimizer)})"
+            )
+        if isinstance(optimizer, CoalesceGradients):
+            raise ValueError(
+                "`optimizer` sums repeated rows already: pass the optimizer inside it, `optimizer.inner_optimizer`. "
+                f"Received: optimizer={optimizer!r}"
+            )
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                "`optimizer` must not be a `LossScaleOptimizer`: put that outside, LossScaleOptimizer("
+                "CoalesceGradients(...)), or leave it to `model.compile`, which adds one under mixed_float16. "
+                f"Received: optimizer={optimizer!r}"
+            )
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner_optimizer = optimizer
+
+    def build(self, variables: list[Any]) -> None:
+        """Builds the inner optimizer, unless it has been in use before."""
+        if self.built:
+            return
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(variables)
+        super().build(variables)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            for optimizer in getattr(self.inner_optimizer, "optimizers", [self.inner_optimizer]):  # MultiOptimizer
+                optimizer.update_step = _coalesce_first(optimizer.update_step)
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Sums repeated rows and lets the inner optimizer make its step."""
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            self.build(trainable_variables)
+        elif not self.built:
+            raise ValueError(
+                "`trainable_variables` must be given to the first `apply`, or to `build` before it. "
+                "Received: trainable_variables=None"
+            )
+        grads = [coalesce(gradient) for gradient in grads]
+        if self.loss_scale_factor is not None:
+            grads = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
+        self.inner_optimizer.apply(grads, trainable_variables)
+
+    # What follows hands on to the inner optimizer whatever may be asked of an optimizer.
+
+    @property
+    def learning_rate(self) -> Any:
+        """The inner optimizer's learning rate, which can be set here."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self.inner_optimizer.learning_rate = value
+
+    @property
+    def iterations(self) -> Any:
+        """The inner optimizer's count of updates."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def variables(self) -> list[Any]:
+        """The inner optimizer's variables: the wrapper has no state."""
+        return self.inner_optimizer.variables
+
+    @property
+    def loss_scale_factor(self) -> Any:
+        """The inner optimizer's factor on the loss; a ``LossScaleOptimizer`` around this one sets it to ``None``."""
+        return self.inner_optimizer.loss_scale_factor
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, value: Any) -> None:
+        if hasattr(self, "inner_optimizer"):  # the base class's constructor sets None before there is one
+            self.inner_optimizer.loss_scale_factor = value
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Returns the loss as the inner optimizer scales it."""
+        return self.inner_optimizer.scale_loss(loss)
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Excludes variables from the inner optimizer's weight decay."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """Lets the inner optimizer put its moving averages into the weights."""
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def set_weights(self, weights: Any) -> None:
+        """Sets the inner optimizer's variables."""
+        self.inner_optimizer.set_weights(weights)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves nothing: Keras saves the attribute ``inner_optimizer`` by itself."""
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads nothing: Keras loads the attribute ``inner_optimizer`` by itself."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, for saving."""
+        return {"optimizer": keras.saving.serialize_keras_object(self.inner_optimizer), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "CoalesceGradients":
+        """Returns a wrapper made from what :meth:`get_config` returned."""
+        optimizer = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects=custom_objects)
+        return cls(**{**config, "optimizer": optimizer})
+
+
+def _coalesce_first(update_step: Any) -> Any:
+    """Returns ``update_step`` for a gradient whose rows may repeat."""
+
+    def coalesce_and_update(gradient: Any, variable: Any, learning_rate: Any) -> None:
+        update_step(coalesce(gradient), variable, learning_rate)
+
+    return coalesce_and_update
