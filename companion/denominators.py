@@ -1,0 +1,186 @@
+r"""What a compiled loss divides by, so that its parts can be added up. Chapter 06 of the book teaches it.
+
+A Keras loss is the sum of the weighted losses of the examples, :math:`S`, over a denominator :math:`D` that its
+``reduction`` chooses: the number of values, of unmasked values, or the sum of the sample weights. The mean of the means
+of parts is not the mean of the whole. Their sums over the denominator of the whole add up to it:
+
+.. math::
+
+   L = \sum_i \frac{S_i}{D} \qquad D = \sum_i D_i
+
+All that the package knows of the insides of Keras's losses is here.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+# Private names, checked on Keras 3.13.2 and 3.15.1; tests/test_oracle.py notices when they move.
+_COMPILED_LOSS = "_compile_loss"
+_LOSSES = "_flat_losses"
+_LAYERS = "_flatten_layers"
+_MASK = "_keras_mask"
+
+
+def compiled_loss(model: keras.Model) -> Any:
+    """The function that adds up a model's compiled losses, or ``None``.
+
+    Args:
+        model: a compiled model.
+    """
+    return getattr(model, _COMPILED_LOSS)
+
+
+def loss_shares(compiled: Any, is_whole: bool) -> list["LossShare"]:
+    """A stand-in for each loss.
+
+    Args:
+        compiled: what :func:`compiled_loss` returned, once it has been called.
+        is_whole: whether there is one part only, so that a loss that cannot be split may stay as it is.
+    """
+    return [LossShare(entry.loss, entry.name, is_whole) for entry in getattr(compiled, _LOSSES, [])]
+
+
+@contextlib.contextmanager
+def standing_in(compiled: Any, functions: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Puts functions in the place of the losses, and at the end the losses back.
+
+    Args:
+        compiled: what :func:`compiled_loss` returned.
+        functions: one of (targets, outputs, sample_weight) for each loss; none leaves all as it is.
+    """
+    entries = getattr(compiled, _LOSSES) if functions else []
+    if functions:
+        replaced = [entry._replace(loss=function) for entry, function in zip(entries, functions, strict=True)]
+        setattr(compiled, _LOSSES, replaced)
+    try:
+        yield
+    finally:
+        if functions:
+            setattr(compiled, _LOSSES, entries)
+
+
+class LossShare(keras.losses.Loss):
+    """Stands in for a compiled loss: its sum over a part, divided by what it divides by on the whole batch.
+
+    Args:
+        loss: the loss.
+        output: its name in the model.
+        is_whole: whether there is one part only, so that a loss that cannot be split may stay as it is.
+
+    Attributes:
+        denominator: the divisor, once it is measured; ``None`` takes the loss as it is.
+        counts_examples: whether the divisor is the number of examples, or a fixed multiple of it.
+        value: what the last call returned.
+    """
+
+    def __init__(self, loss: Any, output: str, is_whole: bool) -> None:
+        super().__init__(name=loss.name, reduction="sum", dtype=loss.dtype)
+        self.loss, self.output, self.is_whole = loss, output, is_whole
+        self.denominator: Any = None
+        self.counts_examples = False
+        self.value: Any = None
+
+    def __call__(self, targets: Any, outputs: Any, sample_weight: Any = None) -> Any:
+        """The part's share of the loss."""
+        if self.denominator is None:
+            self.value = self.loss(targets, outputs, sample_weight)
+        else:
+            total = super().__call__(targets, outputs, sample_weight)
+            self.value = tf.math.divide_no_nan(tf.cast(total, self.denominator.dtype), self.denominator)
+        return self.value
+
+    def call(self, targets: Any, outputs: Any) -> Any:
+        """The loss of each example, once it is certain that there is one for each."""
+        values = self.loss.call(targets, outputs)
+        if not self._has_one_for_each(targets, values):
+            raise ValueError(self._error())
+        tf.debugging.assert_equal(tf.shape(values), _shape(values, targets), self._error())
+        return values
+
+    def measure(self, targets: Any, outputs: Any, sample_weight: Any = None) -> Any:
+        """Finds the denominator of this replica's batch, as Keras's ``reduce_weighted_values`` has it."""
+        targets = ops.convert_to_tensor(targets, self.dtype)
+        values = self.loss.call(targets, ops.convert_to_tensor(outputs, self.dtype))
+        dtype = "float64" if self.dtype == "float64" else "float32"
+        masks = [getattr(outputs, _MASK, None), getattr(values, _MASK, None)]
+        if (
+            getattr(self.loss, "ignore_class", None) is not None
+        ):  # the same mask, but not reshaped by the outputs' shape
+            masks[1] = ops.not_equal(targets, self.loss.ignore_class)
+        masks = [ops.cast(mask, dtype) for mask in masks if mask is not None]
+        if not self._has_one_for_each(targets, values):
+            if not self.is_whole:
+                raise ValueError(self._error())
+        elif self.loss.reduction == "sum":
+            self.denominator = tf.ones((), dtype)
+        elif self.loss.reduction == "mean_with_sample_weight" and (masks or sample_weight is not None):
+            weights = [] if sample_weight is None else [ops.cast(sample_weight, dtype)]
+            self.denominator = ops.sum(_product([*masks, *weights]))
+        else:
+            size = ops.cast(math.prod(_shape(values, targets)), dtype)
+            self.denominator = size * ops.mean(_product(masks)) if masks else size
+            self.counts_examples = not masks and None not in values.shape[1:]
+        return tf.zeros((), dtype)
+
+    def _has_one_for_each(self, targets: Any, values: Any) -> bool:
+        is_reduced = type(self.loss).__call__ is keras.losses.Loss.__call__ and self.loss.reduction not in (
+            None,
+            "none",
+        )
+        mixes_examples = getattr(self.loss, "fn", None) is keras.losses.circle
+        return (
+            is_reduced and not mixes_examples and len(values.shape) > 0 and values.shape[0] in (None, targets.shape[0])
+        )
+
+    def _error(self) -> str:
+        return (
+            f"The loss {self.output!r} does not say what it divides by, so its parts cannot be merged exactly. Let it "
+            "return one value for each example and give it a `reduction`, or pass `weight_fn`: a function of (x, y, "
+            f"sample_weight) that returns what it divides by on a part. Received: loss={self.loss!r} with "
+            f"reduction={self.loss.reduction!r}"
+        )
+
+
+def _shape(values: Any, targets: Any) -> list[Any]:
+    """The shape of a loss's values; what is not static, from the targets, so that no output is computed for it."""
+    return [tf.shape(targets)[axis] if size is None else size for axis, size in enumerate(values.shape)]
+
+
+def _product(tensors: list[Any]) -> Any:
+    """A last axis of length one, that one has more than the other, does not count: as in Keras's losses."""
+    *others, last = tensors
+    for other in others:
+        longer, shorter = sorted((last, other), key=lambda tensor: -len(tensor.shape))
+        has_one_more = len(longer.shape) > len(shorter.shape) and longer.shape[-1] == 1
+        last = (ops.squeeze(longer, -1) if has_one_more else longer) * shorter
+    return last
+
+
+@contextlib.contextmanager
+def activity_as_mean(model: keras.Model, share: Any) -> Iterator[None]:
+    """Makes activity regularizers of a part add up like means over examples, which they are since Keras 3.14.
+
+    Before, they were sums over the batch.
+
+    Args:
+        model: the model.
+        share: examples of the part over examples of the whole batch.
+    """
+    is_sum = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 14)
+    layers = [layer for layer in getattr(model, _LAYERS)() if is_sum and layer.activity_regularizer is not None]
+    regularizers = [layer.activity_regularizer for layer in layers]
+    for layer, regularizer in zip(layers, regularizers, strict=True):
+        layer.activity_regularizer = lambda output, of=regularizer: tf.math.divide_no_nan(
+            tf.cast(of(output), share.dtype), share
+        )
+    try:
+        yield
+    finally:
+        for layer, regularizer in zip(layers, regularizers, strict=True):
+            layer.activity_regularizer = regularizer
