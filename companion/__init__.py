@@ -2,11 +2,25 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
+from companion.injection import eject, inject
 from companion.optimizers import SGD, Adam, Momentum
+from companion.oracle import GradientOracle
+from companion.sparse import CoalesceGradients
 
 try:
     __version__ = version("keras-optimizer-companion")
 except PackageNotFoundError:  # used from a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["SGD", "Adam", "Momentum"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "CoalesceGradients",
+    "FlushAtEpochEnd",
+    "GradientAccumulation",
+    "GradientOracle",
+    "Momentum",
+    "eject",
+    "inject",
+]
