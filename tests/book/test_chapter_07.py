@@ -1,0 +1,410 @@
+"""Chapter 07: the data under its figures, and the tests that hold its sentences."""
+
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import companion
+from companion import datasets
+from tests.book.reading import figure_data, line
+
+CHAPTER = "07"
+ROUNDING = 1e-12
+KERNEL = np.linspace(-1, 1, 6).reshape(3, 2)
+
+
+def wrong(value: Any, why: str) -> Any:
+    """A known-wrong variant: the test must fail for it."""
+    return pytest.param(value, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=why))
+
+
+# ---- figure 1: the epoch in which nothing is learned, in NumPy ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Keras", "flushed"])
+def test_losses_are_those_of_numpy(name: str) -> None:
+    """Softmax regression from zero: an update after every eighth batch, or at the end of each epoch of six."""
+    data = datasets.digits("float64")
+    x, y = data.x_train[:96], data.y_train[:96]
+    kernel, seen, losses = np.zeros((64, 10)), [], []
+
+    def probabilities(rows: slice) -> np.ndarray:
+        raised = np.exp(x[rows] @ kernel)
+        return raised / raised.sum(axis=1, keepdims=True)
+
+    def loss() -> float:
+        return float(-np.log(probabilities(slice(None))[np.arange(96), y]).mean())
+
+    losses.append(loss())
+    for number in range(1, 25):
+        rows = slice((number - 1) % 6 * 16, (number - 1) % 6 * 16 + 16)
+        seen.append(x[rows].T @ (probabilities(rows) - np.eye(10)[y[rows]]) / 16)
+        if number % (8 if name == "Keras" else 6) == 0:
+            kernel -= np.mean(seen, axis=0)
+            seen.clear()
+        losses.append(loss())
+    (axes,) = figure_data(CHAPTER)[0]
+    batch, found = line(axes, name)
+    np.testing.assert_array_equal(batch, np.arange(25))
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+
+
+# ---- figure 2: the matrix, in NumPy ---------------------------------------------------------------------------------
+
+
+def numpy_weights(how: str, pitfall: str, windows: list[Any]) -> np.ndarray:
+    """Linear regression with momentum, by the rules of the large batch, of Keras, or of a plain mean per update."""
+    theta, velocity, average = KERNEL.copy(), np.zeros((3, 2)), np.zeros((3, 2))
+    rate = 0.001 if "sum" in pitfall else 0.1
+    size = 1 if pitfall == "masked tokens" else 4
+    for update, (x, y) in enumerate(windows):
+        counts = np.abs(x).sum(axis=-1) > 0
+        parts = [slice(0, len(x))] if how == "large batch" else [slice(i, i + size) for i in range(0, len(x), size)]
+        gradients = []
+        for number, part in enumerate(parts):
+            inputs, targets = x[part][counts[part]], y[part][counts[part]]
+            gradient = inputs.T @ (inputs @ theta - targets)
+            gradients.append(gradient if "sum" in pitfall else gradient / len(inputs))
+            is_update = number == len(parts) - 1
+            if is_update:
+                mean = np.mean(gradients, axis=0)
+                if "clipped" in pitfall:
+                    mean *= 0.5 / max(np.linalg.norm(mean), 0.5)
+                step = update * len(parts) + number if how == "Keras" else update
+                velocity = 0.5 * velocity - rate * (0.8**step if pitfall == "schedule" else 1) * mean
+                theta = theta + velocity
+            if is_update or how == "Keras":
+                if pitfall == "constraint":
+                    norms = np.sqrt((theta**2).sum(axis=0))
+                    theta = theta * (0.1 * np.clip(norms, 0.5, 0.6) + 0.9 * norms) / (norms + 1e-7)
+                beta = 0.9 if update else 0.0
+                average = beta * average + (1 - beta) * theta
+    return average if pitfall == "moving average" else theta
+
+
+def numpy_windows() -> dict[str, list[Any]]:
+    """The chapter's random numbers, in the order in which it draws them."""
+    random = np.random.default_rng(0)
+
+    def noise(count: int, size: int) -> list[Any]:
+        return [(random.normal(size=(size, 3)), random.normal(size=(size, 2))) for _ in range(count)]
+
+    equal, ragged, masked = noise(5, 16), noise(5, 13), []
+    for _ in range(5):
+        x, y = random.normal(size=(4, 32, 3)), random.normal(size=(4, 32, 2))
+        masked.append((x * (np.arange(32) < random.integers(1, 33, size=(4, 1)))[..., None], y))
+    names = ["equal parts, clipped", 'reduction="sum"', "schedule", "moving average", "constraint"]
+    return {**dict.fromkeys(names, equal), "ragged parts": ragged, "masked tokens": masked}
+
+
+ROWS = [
+    "equal parts, clipped",
+    "ragged parts",
+    "masked tokens",
+    'reduction="sum"',
+    "schedule",
+    "moving average",
+    "constraint",
+]
+
+
+def matrix() -> np.ndarray:
+    (axes,) = figure_data(CHAPTER)[1]
+    return np.array(axes["images"][0]) ** 2
+
+
+@pytest.mark.parametrize("pitfall", ROWS)
+@pytest.mark.parametrize(("column", "how"), enumerate(["Keras", "as it comes"]))
+def test_errors_are_those_of_numpy(pitfall: str, column: int, how: str) -> None:
+    windows = numpy_windows()[pitfall]
+    judge = numpy_weights("large batch", pitfall, windows)
+    gap = np.linalg.norm(numpy_weights(how, pitfall, windows) - judge) / np.linalg.norm(judge - KERNEL)
+    found = matrix()[ROWS.index(pitfall), column]
+    assert found == pytest.approx(gap if gap > ROUNDING else 0, rel=1e-4)
+
+
+def test_the_last_rows_have_closed_forms() -> None:
+    np.testing.assert_allclose(matrix()[7:, 0], [1, 0.5], rtol=1e-5)  # nothing learned; 256 of 512
+    assert not matrix()[7:, 1:].any()
+
+
+def test_who_is_exact_where() -> None:
+    is_exact = matrix() == 0
+    assert is_exact[:, 2:].all()
+    assert is_exact[:, 0].tolist() == [True] + [False] * 8
+    assert is_exact[:, 1].tolist() == [True, False, False, False] + [True] * 5
+
+
+# ---- sentences ------------------------------------------------------------------------------------------------------
+
+
+def keras_accumulation(optimizer: Callable[..., Any], steps: int) -> Any:
+    return optimizer(gradient_accumulation_steps=steps)
+
+
+def ours(normalize: str = "mean") -> Callable[..., Any]:
+    def accumulation(optimizer: Callable[..., Any], steps: int) -> Any:
+        return companion.GradientAccumulation(optimizer(), steps, normalize=normalize)
+
+    return accumulation
+
+
+def sgd(rate: Any = 1.0, **options: Any) -> Callable[..., Any]:
+    return lambda **more: keras.optimizers.SGD(rate, **options, **more)
+
+
+def batches(count: int, size: int = 8) -> list[tuple[np.ndarray, np.ndarray]]:
+    random = np.random.default_rng(3)
+    return [(random.normal(size=(size, 3)), random.normal(size=(size, 2))) for _ in range(count)]
+
+
+def linear(*before: Any, constraint: Any = None) -> keras.Model:
+    options = {"kernel_initializer": keras.initializers.Constant(KERNEL), "dtype": "float64"}
+    dense = keras.layers.Dense(2, use_bias=False, kernel_constraint=constraint, **options)
+    return keras.Sequential([keras.Input((3,), dtype="float64"), *before, dense])
+
+
+def fit_parts(
+    model: keras.Model, optimizer: Any, windows: list[Any], size: int, reduction: str = "sum_over_batch_size"
+) -> np.ndarray:
+    """The weights after windows that come in parts."""
+    model.compile(optimizer, keras.losses.MeanSquaredError(reduction=reduction, dtype="float64"), run_eagerly=True)
+    for x, y in windows:
+        for i in range(0, len(x), size):
+            model.train_on_batch(x[i : i + size], y[i : i + size])
+    optimizer.finalize_variable_values(model.trainable_variables)
+    return np.array(model.trainable_variables[0].numpy())
+
+
+@pytest.mark.claim(
+    "Keras's `gradient_accumulation_steps` gives every part the same say, however few of its tokens count.",
+    chapter="07",
+)
+@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours("weight"), "it was told what the parts weigh")])
+def test_every_part_has_the_same_say(make: Callable[..., Any]) -> None:
+    """One weight for each of two texts, of 1 and of 9 tokens, and a gradient of 1 for each token."""
+    x = np.zeros((2, 9, 2))
+    x[0, :1, 0] = x[1, :, 1] = 1
+    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", dtype="float64")
+    model = keras.Sequential([keras.Input((9, 2)), keras.layers.Masking(dtype="float64"), dense])
+    model.compile(make(sgd(), 2), keras.losses.MeanSquaredError(dtype="float64"), run_eagerly=True)
+    if not model.optimizer.gradient_accumulation_steps:
+        companion.inject(model)
+    for text in x:
+        model.train_on_batch(text[None], np.full((1, 9, 1), -0.5))
+    np.testing.assert_allclose(np.ravel(model.get_weights()[0]), [-0.5, -0.5], atol=ROUNDING)
+
+
+@pytest.mark.claim(
+    "With `gradient_accumulation_steps=8` and six batches an epoch, Keras moves no weight in the first epoch, and says "
+    "nothing.",
+    chapter="07",
+)
+@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours(), "it flushes")])
+def test_an_epoch_in_which_nothing_is_learned(make: Callable[..., Any], capfd: pytest.CaptureFixture[str]) -> None:
+    model = linear()
+    model.compile(make(sgd(), 8), "mse", run_eagerly=True)
+    capfd.readouterr()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.fit(*batches(1, 12)[0], 2, verbose=0)
+    assert (model.get_weights()[0] == KERNEL).all()
+    assert not [warning for warning in said if "accumul" in str(warning.message).lower()]
+    assert "accumul" not in "".join(capfd.readouterr()).lower()
+
+
+@pytest.mark.claim("A flush is the update of one short batch.", chapter="07")
+@pytest.mark.parametrize("make", [ours(), ours("weight"), wrong(keras_accumulation, "it has none")])
+def test_a_flush_is_one_short_batch(make: Callable[..., Any]) -> None:
+    (window,) = batches(1, 6)
+    judge = fit_parts(linear(), sgd(0.1)(), [window], 6)
+    model, optimizer = linear(), make(sgd(0.1), 8)
+    model.compile(optimizer, keras.losses.MeanSquaredError(dtype="float64"), run_eagerly=True)
+    if getattr(optimizer, "normalize", "") == "weight":
+        companion.inject(model)
+    for i in range(0, 6, 2):
+        model.train_on_batch(window[0][i : i + 2], window[1][i : i + 2])
+    optimizer.finalize_variable_values(model.trainable_variables)
+    np.testing.assert_allclose(model.get_weights()[0], judge, atol=ROUNDING)
+
+
+@pytest.mark.claim(
+    "With equal parts and a constant rate Keras is exact, and it clips where it should, on the mean of the window.",
+    chapter="07",
+)
+@pytest.mark.parametrize("clip", [{}, {"clipnorm": 0.3}, {"global_clipnorm": 0.3}, {"clipvalue": 0.1}])
+@pytest.mark.parametrize("size", [2, wrong(3, "the parts are not equal")])
+def test_keras_is_exact_on_equal_parts(clip: dict[str, float], size: int) -> None:
+    optimizer, windows = sgd(0.1, momentum=0.5, **clip), batches(3)
+    steps = -(-8 // size)
+    judge = fit_parts(linear(), optimizer(), windows, 8)
+    found = fit_parts(linear(), keras_accumulation(optimizer, steps), windows, size)
+    np.testing.assert_allclose(found, judge, atol=ROUNDING)
+
+
+@pytest.mark.claim('In Keras a loss with `reduction="sum"` is still divided by N.', chapter="07")
+@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours("sum"), "it was told that the loss is a sum")])
+def test_a_sum_is_divided(make: Callable[..., Any]) -> None:
+    windows = batches(1)
+    step = fit_parts(linear(), sgd(0.01)(), windows, 8, "sum") - KERNEL
+    found = fit_parts(linear(), make(sgd(0.01), 4), windows, 2, "sum") - KERNEL
+    np.testing.assert_allclose(found, step / 4, atol=ROUNDING)
+
+
+@pytest.mark.claim(
+    "Keras adds gradients up in the dtype of the variable, so 512 bfloat16 gradients of 1 average to 0.5.", chapter="07"
+)
+@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours(), "it adds up in float32")])
+def test_bfloat16_loses_gradients(make: Callable[..., Any]) -> None:
+    weight, one = keras.Variable([0.0], dtype="bfloat16"), tf.ones((1,), "bfloat16")
+    optimizer = make(sgd(), 512)
+    optimizer.build([weight])
+
+    @tf.function
+    def window() -> None:
+        for _ in tf.range(512):
+            optimizer.apply([one], [weight])
+
+    window()
+    assert float(weight.numpy()[0]) == -0.5
+
+
+@pytest.mark.claim(
+    "Keras reads the schedule at every part: after twelve updates with `gradient_accumulation_steps=3` it stands at "
+    "step 36.",
+    chapter="07",
+)
+@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours(), "it counts updates")])
+def test_the_schedule_runs_ahead(make: Callable[..., Any]) -> None:
+    weight, asked = keras.Variable([0.0]), keras.optimizers.schedules.PolynomialDecay(100.0, 100, 0.0)
+    optimizer = make(sgd(asked), 3)
+    for _ in range(36):
+        optimizer.apply([np.array([0.0], "float32")], [weight])
+    assert int(optimizer.iterations) == 12
+    assert float(optimizer.learning_rate) == pytest.approx(100 - 36)
+
+
+@pytest.mark.claim(
+    "In `GradientAccumulation` and through `inject`, schedules, moving averages and constraints follow updates.",
+    chapter="07",
+)
+@pytest.mark.parametrize("pitfall", ["schedule", "moving average", "constraint"])
+@pytest.mark.parametrize("how", ["wrapper", "inject", wrong("Keras", "there they follow parts")])
+def test_everything_follows_updates(how: str, pitfall: str) -> None:
+    """Against the rules in NumPy."""
+    decay = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.8)
+    average = {"use_ema": True, "ema_momentum": 0.9} if pitfall == "moving average" else {}
+    optimizer = sgd(decay if pitfall == "schedule" else 0.1, momentum=0.5, **average)
+    limits = keras.constraints.MinMaxNorm(0.5, 0.6, rate=0.1) if pitfall == "constraint" else None
+    windows, model = batches(4, 16), linear(constraint=limits)
+    if how == "inject":
+        chosen = optimizer()
+        model.compile(chosen, keras.losses.MeanSquaredError(dtype="float64"), run_eagerly=True)
+        companion.inject(model, micro_batches=4)
+        for window in windows:
+            model.train_on_batch(*window)
+        chosen.finalize_variable_values(model.trainable_variables)
+        found = model.get_weights()[0]
+    else:
+        found = fit_parts(model, (ours() if how == "wrapper" else keras_accumulation)(optimizer, 4), windows, 4)
+    np.testing.assert_allclose(found, numpy_weights("large batch", pitfall, windows), atol=1e-7)
+
+
+@pytest.mark.claim("BatchNorm normalises each part by the part's own statistics, whatever accumulates.", chapter="07")
+@pytest.mark.parametrize(
+    "layer", [keras.layers.BatchNormalization, wrong(keras.layers.LayerNormalization, "it sees one example at a time")]
+)
+def test_batch_norm_sees_parts(layer: Any) -> None:
+    """In each form the merged gradient is the mean over parts, asked one by one, and not that of the large batch."""
+    model, (window,) = linear(layer(scale=False, center=False, dtype="float64")), batches(1)
+    parts = [[array[i : i + 2] for array in window] for i in range(0, 8, 2)]
+    loss = keras.losses.MeanSquaredError(dtype="float64")
+
+    def gradient(x: Any, y: Any) -> np.ndarray:
+        with tf.GradientTape() as tape:
+            value = loss(y, model(x, training=True))
+        return np.array(tape.gradient(value, model.trainable_variables[0]))
+
+    by_part, whole = np.mean([gradient(*part) for part in parts], axis=0), gradient(*window)
+    start = model.get_weights()
+    for accumulation in (keras_accumulation(sgd(), 4), ours()(sgd(), 4)):
+        model.set_weights(start)
+        np.testing.assert_allclose(KERNEL - fit_parts(model, accumulation, [window], 2), by_part, atol=ROUNDING)
+    model.set_weights(start)
+    model.compile(sgd()(), loss)
+    oracle = companion.GradientOracle(model, window, micro_batches=4)
+    np.testing.assert_allclose(oracle()[0], by_part, atol=ROUNDING)
+    assert np.abs(by_part - whole).max() > 0.01
+
+
+@pytest.mark.claim(
+    "Under the `mixed_float16` policy `compile` puts a `LossScaleOptimizer` around the optimizer you give.",
+    chapter="07",
+)
+@pytest.mark.parametrize("policy", ["mixed_float16", wrong("mixed_bfloat16", "it needs no loss scaling")])
+def test_compile_puts_loss_scaling_outside(policy: str) -> None:
+    class Mixed(keras.Model):
+        """A model with that policy, and nothing else."""
+
+    model, optimizer = Mixed(dtype=policy), ours()(sgd(), 4)
+    model.compile(optimizer, "mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert model.optimizer.inner_optimizer is optimizer
+
+
+@pytest.mark.claim(
+    "Keras's Adam squares each occurrence of an id by itself, so an embedding with repeated ids does not train as a "
+    "dense lookup does.",
+    chapter="07",
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        keras.optimizers.Adam,
+        wrong(lambda rate: companion.CoalesceGradients(keras.optimizers.Adam(rate)), "it sums them first"),
+        wrong(keras.optimizers.SGD, "it squares nothing"),
+    ],
+)
+def test_repeated_ids_are_squared_one_by_one(make: Callable[[float], Any]) -> None:
+    rows, ids = np.array([[3.0], [1.0], [2.0]]), np.array([2, 2, 0])
+    sparse, dense = (keras.Variable(np.zeros((3, 1))) for _ in range(2))
+    optimizer, judge = make(0.1), make(0.1)
+    for _ in range(2):
+        gradient = tf.IndexedSlices(tf.constant(rows, "float32"), tf.constant(ids), tf.constant([3, 1]))
+        optimizer.apply([gradient], [sparse])
+        judge.apply([tf.constant(np.eye(3)[ids].T @ rows, "float32")], [dense])
+    squares = [v for v in optimizer.variables if "velocity" in v.path]
+    assert len(squares) == 1
+    np.testing.assert_allclose(squares[0].numpy()[2, 0], (1 + 0.999) * 0.001 * (3**2 + 1**2), rtol=1e-5)
+    assert abs(float(sparse.numpy()[2, 0] - dense.numpy()[2, 0])) > 0.01
+
+
+@pytest.mark.claim(
+    "A `GradientAccumulation` that is saved in mid-window and resumed ends on the same bits.", chapter="07"
+)
+@pytest.mark.parametrize("with_state", [True, wrong(False, "the window is state, and weights alone lack it")])
+@pytest.mark.parametrize("position", [1, 6, 7])
+def test_resumed_in_mid_window(position: int, with_state: bool, tmp_path: pathlib.Path) -> None:
+    parts = batches(12, 2)
+
+    def go_on(model: keras.Model, parts: list[Any]) -> keras.Model:
+        for part in parts:
+            model.train_on_batch(*part)
+        return model
+
+    def start() -> keras.Model:
+        model = linear()
+        model.compile(ours()(sgd(0.1, momentum=0.5), 4), "mse", run_eagerly=True)
+        return model
+
+    go_on(stopped := start(), parts[:position]).save(tmp_path / "model.keras")
+    resumed = keras.saving.load_model(tmp_path / "model.keras") if with_state else start()
+    resumed.set_weights(stopped.get_weights())
+    expected = go_on(start(), parts).get_weights()[0]
+    assert (go_on(resumed, parts[position:]).get_weights()[0] == expected).all()
