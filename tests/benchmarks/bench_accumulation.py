@@ -84,9 +84,9 @@ def results() -> Iterator[dict[str, Any]]:
             for mode, options in MODES.items():
                 ours = micro_step(build(), GradientAccumulation(factory(1e-9), STEPS, **options))
                 builtin = micro_step(build(), factory(1e-9, gradient_accumulation_steps=STEPS))
-                what = f"{network}, {name}{mode}: over the built-in, batch {BATCH}"
+                what = f"GradientAccumulation, {network}, {name}{mode}: over the built-in, batch {BATCH}"
                 yield compare("GradientAccumulation", what, window(ours), window(builtin))
-    table = f"{IDS} of {ROWS} rows, SGD"
+    table = f"GradientAccumulation, {IDS} of {ROWS} rows, SGD"
     ours = sparse_micro_step(GradientAccumulation(keras.optimizers.SGD(1e-9), STEPS))
     plain = sparse_micro_step(keras.optimizers.SGD(1e-9))
     yield compare("GradientAccumulation", f"{table}: over a step without accumulation", window(ours), window(plain))

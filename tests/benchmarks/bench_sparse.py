@@ -70,8 +70,8 @@ def results() -> list[dict[str, Any]]:
         q1, median, q3 = np.quantile(found, [0.25, 0.5, 0.75])
         rows.append(
             {
-                "name": f"CoalesceGradients, {what}",
-                "what": f"time over the same without it; Embedding {ROWS} × {WIDTH}, batch {BATCH}",
+                "name": "CoalesceGradients",
+                "what": f"CoalesceGradients, {what}, {BATCH} of {ROWS} rows: over the same without it",
                 "ratio_median": float(median),
                 "ratio_q1": float(q1),
                 "ratio_q3": float(q3),
