@@ -311,7 +311,7 @@ CONFIGURED = {
 }
 
 
-@pytest.mark.parametrize("name", companion.__all__)
+@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam"])
 @pytest.mark.parametrize("with_schedule", [False, True])
 def test_config_makes_the_same_optimizer(name: str, with_schedule: bool) -> None:
     rate = keras.optimizers.schedules.CosineDecay(0.5, 100) if with_schedule else 0.25
@@ -327,14 +327,14 @@ def test_config_makes_the_same_optimizer(name: str, with_schedule: bool) -> None
     assert through_keras.get_config() == config
 
 
-@pytest.mark.parametrize("name", companion.__all__)
+@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam"])
 def test_config_holds_every_argument(name: str) -> None:
     own = set(inspect.signature(getattr(companion, name)).parameters) - {"kwargs"}
     base = set(keras.optimizers.Optimizer(learning_rate=0.1).get_config())
     assert set(getattr(companion, name)().get_config()) == own | base
 
 
-@pytest.mark.parametrize("name", companion.__all__)
+@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam"])
 def test_registered_name(name: str) -> None:
     assert keras.saving.get_registered_name(getattr(companion, name)) == f"companion>{name}"
     assert keras.saving.get_registered_object(f"companion>{name}") is getattr(companion, name)
