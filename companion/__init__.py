@@ -3,9 +3,10 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
-from companion.injection import eject, inject
+from companion.injection import InjectedModel, InjectedOptimizer, eject, inject
 from companion.optimizers import SGD, Adam, Momentum
 from companion.oracle import GradientOracle
+from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
 from companion.sparse import CoalesceGradients
 
 try:
@@ -14,13 +15,20 @@ except PackageNotFoundError:  # used from a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "RK23",
+    "RK45",
     "SGD",
     "Adam",
     "CoalesceGradients",
     "FlushAtEpochEnd",
     "GradientAccumulation",
     "GradientOracle",
+    "Heun",
+    "InjectedModel",
+    "InjectedOptimizer",
     "Momentum",
+    "RungeKutta",
+    "RungeKuttaChebyshev",
     "eject",
     "inject",
 ]

@@ -1,4 +1,8 @@
-"""Puts a training step into a compiled model that asks a gradient oracle. Chapters 06 and 09 of the book teach it."""
+"""Puts a training step into a compiled model that asks a gradient oracle: once, or as often as the optimizer wants.
+
+Keras hands an optimizer one gradient a step. A method that needs more, such as Heun's, is an
+:class:`InjectedOptimizer`: it receives the oracle and returns a direction. Chapters 06 and 09 of the book teach it.
+"""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -8,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from companion.optimizers import _learning_rate
 from companion.oracle import GradientOracle, check_question, scaled
 
 # Private names of Keras, checked on 3.13.2 and 3.15.1; tests/test_injection.py notices when they move.
@@ -42,14 +47,15 @@ def inject(
     Raises:
         TypeError: ``model`` is not a ``keras.Model``.
         ValueError: an argument is wrong, the model is not compiled or has a training step of its own, or its optimizer
-            has ``gradient_accumulation_steps``.
+            has ``gradient_accumulation_steps`` or wraps an :class:`InjectedOptimizer` that must not be wrapped.
 
     Example:
         >>> model = keras.Sequential([keras.layers.Dense(1)])
         >>> model.compile("sgd", "mse")
         >>> history = inject(model, micro_batches=4).fit(np.ones((16, 2)), np.ones((16, 1)), batch_size=16, verbose=0)
 
-    Taught in chapters 06 and 07, :doc:`/notebooks/06_the_fix` and :doc:`/notebooks/07_accumulation_in_practice`.
+    Taught in chapters 06, 07 and 09, :doc:`/notebooks/06_the_fix`, :doc:`/notebooks/07_accumulation_in_practice` and
+    :doc:`/notebooks/09_injecting_heun`.
     """
     _check(model, micro_batches, weight_fn)
     model.train_step = functools.partial(_train_step, model, micro_batches, weight_fn)
@@ -83,19 +89,199 @@ def eject(model: keras.Model) -> keras.Model:
     return model
 
 
+class InjectedOptimizer(keras.optimizers.Optimizer):
+    r"""Base class of optimizers that ask for several gradients in one step. A subclass writes ``direction``.
+
+    .. math::
+
+       \theta \leftarrow \theta - h\, d \qquad d = \mathtt{direction}(\nabla L, \theta, h)
+
+    All questions of a step are about the same batch, with the same dropout masks and BatchNorm statistics; metrics,
+    seeds, and statistics move as if only the first had been asked. The weights move once. Clipping, weight decay,
+    constraints, averages, loss scaling and ``iterations`` act once, on :math:`d`: a point at which ``direction`` asks
+    need not obey a constraint, the end of the step does.
+
+    Answers are dense, also those for embeddings.
+
+    Args:
+        learning_rate: :math:`h`, see :class:`~companion.optimizers.SGD`.
+        **kwargs: those of ``keras.optimizers.Optimizer`` but ``gradient_accumulation_steps``.
+
+    Raises:
+        RuntimeError: ``fit`` runs without :func:`inject`.
+        ValueError: ``direction`` does not return a tensor for each value.
+
+    Example:
+        Sharpness-aware minimisation (Foret et al., 2021) asks again where the loss is worse:
+
+        >>> class SAM(InjectedOptimizer):
+        ...     def direction(self, oracle, values, learning_rate):
+        ...         slopes = oracle(values)
+        ...         norm = keras.ops.sqrt(sum(keras.ops.sum(slope**2) for slope in slopes))
+        ...         return oracle([value + 0.05 * slope / norm for value, slope in zip(values, slopes)])
+        >>> model = keras.Sequential([keras.layers.Dense(1)])
+        >>> model.compile(SAM(0.1), "mse")
+        >>> history = inject(model).fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+
+    References:
+        Foret, Kleiner, Mobahi and Neyshabur, 2021, "Sharpness-aware minimization for efficiently improving
+        generalization", for the example.
+
+    Taught in chapter 09, :doc:`/notebooks/09_injecting_heun`.
+    """
+
+    _asking = 0  # how many steps are between their questions and the end of `apply`: one for each replica
+
+    def __init__(self, learning_rate: Any = 0.01, **kwargs: Any) -> None:
+        super().__init__(learning_rate=_learning_rate(learning_rate), **kwargs)
+
+    def direction(self, oracle: Callable[..., list[Any]], values: list[Any], learning_rate: Any) -> list[Any]:
+        """Says where to go. To be written by a subclass.
+
+        Args:
+            oracle: a function of a list of tensors, or of nothing for the current weights, that answers a list of
+                gradients there.
+            values: the current weights, tensors of one dtype: the widest of the weights', and at least float32.
+            learning_rate: the learning rate of this step, a scalar tensor of the same dtype.
+
+        Returns:
+            A tensor for each of the values.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `direction(self, oracle, values, learning_rate)`")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Moves ``variable`` once. ``gradient`` is its part of the direction."""
+        gradient, h = (keras.ops.cast(x, variable.dtype) for x in (gradient, learning_rate))
+        self.assign_sub(variable, h * gradient)
+
+    def inject(self, model: keras.Model, micro_batches: int = 1) -> keras.Model:
+        """Does :func:`inject` on a model that was compiled with this optimizer, and returns it."""
+        if isinstance(model, keras.Model) and self not in _wrapped_by(model.optimizer):
+            raise ValueError(
+                "`model` must be compiled with this optimizer first: model.compile(optimizer=optimizer, ...). "
+                f"Received: model={model.name!r} with optimizer={model.optimizer!r}"
+            )
+        return inject(model, micro_batches)
+
+    def step(self, oracle: GradientOracle) -> None:
+        """Takes one step on the oracle's batch: for a training step of your own, with two models for example.
+
+        Args:
+            oracle: a :class:`~companion.oracle.GradientOracle` that has not been asked.
+        """
+        if not isinstance(oracle, GradientOracle):
+            raise TypeError(f"`oracle` must be a companion.GradientOracle. Received: oracle={oracle!r}")
+        _take_step(self, oracle)
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+        """Applies the direction. Raises ``RuntimeError`` if nobody has asked for it."""
+        if not self._asking:
+            raise RuntimeError(
+                f"{type(self).__name__} asks for gradients itself, which this training step does not let it: call "
+                "`optimizer.inject(model)` or `companion.inject(model)` after `compile`, and again after cloning or "
+                "loading. Nothing was changed."
+            )
+        return super().apply(grads, trainable_variables)
+
+
+class InjectedModel:
+    """A mixin that injects at class level, so that clones and loaded models are injected, too.
+
+    Attributes:
+        micro_batches: as in :func:`inject`. Defaults to 1.
+        weight_fn: as in :func:`inject`. Defaults to ``None``.
+
+    Example:
+        >>> @keras.saving.register_keras_serializable()
+        ... class Injected(InjectedModel, keras.Sequential):
+        ...     micro_batches = 2
+        >>> model = Injected([keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> history = model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+
+    Taught in chapter 09, :doc:`/notebooks/09_injecting_heun`.
+    """
+
+    micro_batches: int = 1
+    weight_fn: Callable[[Any, Any, Any], Any] | None = None
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """What ``fit`` does with a batch."""
+        return _train_step(self, self.micro_batches, type(self).weight_fn, data)
+
+
+def _build_anyhow(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        return _build_from_one_shard(model, iterator, data_batch)
+    return getattr(super(InjectedModel, model), _BUILD_FROM_ITERATOR)(iterator=iterator, data_batch=data_batch)
+
+
+setattr(InjectedModel, _BUILD_FROM_ITERATOR, _build_anyhow)
+
+
 def _train_step(model: Any, micro_batches: int, weight_fn: Any, data: Any) -> dict[str, Any]:
     """What ``fit`` does with a batch."""
     _check(model, micro_batches, weight_fn)  # once more: the model may have been compiled anew
-    optimizer, oracle = model.optimizer, GradientOracle(model, data, micro_batches, weight_fn)
-    variables = model.trainable_variables
+    _take_step(model.optimizer, GradientOracle(model, data, micro_batches, weight_fn))
+    return model.get_metrics_result()
+
+
+def _take_step(optimizer: Any, oracle: GradientOracle) -> None:
+    """Asks, and applies the answer once."""
+    variables = oracle.model.trainable_variables
     if (
         not optimizer.built
-    ):  # or the first question would be asked at another loss scale than the answer is applied with
+    ):  # or the first question would be asked at another loss scale than its answer is applied with
         optimizer.build(variables)
-    gradients = [scaled(gradient, optimizer.scale_loss(1.0)) for gradient in oracle()]
-    with _weighed(optimizer, oracle) as is_weighed:
+    injected = [layer for layer in _wrapped_by(optimizer) if isinstance(layer, InjectedOptimizer)]
+    answers = _direction(injected[0], oracle, injected[0] is not optimizer) if injected else oracle()
+    gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in answers]
+    with _weighed(optimizer, oracle) as is_weighed, _answered(injected):
         optimizer.apply(gradients if is_weighed else _brought_by_one(gradients), variables)
-    return model.get_metrics_result()
+
+
+def _direction(optimizer: InjectedOptimizer, oracle: GradientOracle, is_scaled: bool) -> list[Any]:
+    """What the optimizer says; ``None`` where the loss does not depend on the variable.
+
+    Where the loss is scaled, an answer that overflowed shows in the direction whatever the optimizer makes of it: the
+    scale has to fall.
+    """
+    variables = oracle.model.trainable_variables
+    dtype = keras.backend.result_type("float32", *(variable.dtype for variable in variables))
+    depends, totals = list[bool](), list[Any]()
+
+    def ask(values: Any = None) -> list[Any]:
+        answers = oracle(values)
+        depends[:] = [answer is not None for answer in answers]
+        answers = [
+            tf.zeros(variable.shape, dtype) if answer is None else tf.cast(tf.convert_to_tensor(answer), dtype)
+            for answer, variable in zip(answers, variables, strict=True)
+        ]
+        totals.extend(tf.reduce_sum(answer) for answer in answers if is_scaled)
+        return answers
+
+    values = [tf.cast(variable, dtype) for variable in variables]
+    answers = list(optimizer.direction(ask, values, tf.cast(tf.convert_to_tensor(optimizer.learning_rate), dtype)))
+    if [tuple(answer.shape) for answer in answers] != [tuple(variable.shape) for variable in variables]:
+        raise ValueError(
+            f"`direction` of {type(optimizer).__name__} must return a tensor for each value, of its shape. Received "
+            f"shapes {[tuple(answer.shape) for answer in answers]} for {[tuple(v.shape) for v in variables]}"
+        )
+    if is_scaled:
+        is_finite = tf.math.is_finite(tf.add_n(totals))
+        answers = [tf.where(is_finite, answer, float("nan")) for answer in answers]
+    return [answer if has else None for answer, has in zip(answers, depends, strict=True)]
+
+
+@contextmanager
+def _answered(optimizers: list[Any]) -> Iterator[None]:
+    for optimizer in optimizers:
+        optimizer._asking += 1
+    try:
+        yield
+    finally:
+        for optimizer in optimizers:
+            optimizer._asking -= 1
 
 
 def _build_from_one_shard(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
@@ -152,14 +338,23 @@ def _is_injected(model: Any) -> bool:
 
 def _check(model: Any, micro_batches: Any, weight_fn: Any) -> None:
     check_question(model, micro_batches, weight_fn)
-    if type(model).train_step is not keras.Model.train_step or (
+    if type(model).train_step not in (keras.Model.train_step, InjectedModel.train_step) or (
         "train_step" in vars(model) and not _is_injected(model)
     ):
         raise ValueError(
             "`model` has a `train_step` of its own, which an injection would replace. Ask a `companion.GradientOracle` "
             f"there instead. Received: model={model.name!r} of class {type(model).__name__}"
         )
+    outer: list[Any] = []
     for layer in _wrapped_by(model.optimizer):
+        if isinstance(layer, InjectedOptimizer) and not all(
+            isinstance(other, keras.optimizers.LossScaleOptimizer) for other in outer
+        ):
+            raise ValueError(
+                f"{type(layer).__name__} asks for several gradients of one batch, and must not be wrapped: for a batch "
+                f"in parts, pass `micro_batches` to `inject`. Received: it is wrapped by {type(outer[-1]).__name__}"
+            )
+        outer.append(layer)
         if layer.gradient_accumulation_steps:
             raise ValueError(
                 "`gradient_accumulation_steps` on the optimizer and `inject` do not go together: leave it out and pass "

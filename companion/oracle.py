@@ -260,9 +260,15 @@ def check_question(model: Any, micro_batches: Any, weight_fn: Any) -> None:
         weight_fn: what should be ``None`` or a function.
 
     Raises:
+        RuntimeError: Keras runs on another backend than TensorFlow.
         TypeError: ``model`` is not a ``keras.Model``.
         ValueError: anything else is wrong.
     """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "`companion` asks for gradients in TensorFlow: set KERAS_BACKEND=tensorflow before Keras is imported. "
+            f"Received: backend={keras.backend.backend()!r}"
+        )
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a keras.Model. Received: model={model!r}")
     if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
