@@ -3,7 +3,9 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
+from companion.implicit_euler import ImplicitEuler
 from companion.injection import InjectedModel, InjectedOptimizer, eject, inject
+from companion.multistep import AdamsBashforth2, OptimisticSGD
 from companion.optimizers import SGD, Adam, Momentum
 from companion.oracle import GradientOracle
 from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
@@ -19,14 +21,17 @@ __all__ = [
     "RK45",
     "SGD",
     "Adam",
+    "AdamsBashforth2",
     "CoalesceGradients",
     "FlushAtEpochEnd",
     "GradientAccumulation",
     "GradientOracle",
     "Heun",
+    "ImplicitEuler",
     "InjectedModel",
     "InjectedOptimizer",
     "Momentum",
+    "OptimisticSGD",
     "RungeKutta",
     "RungeKuttaChebyshev",
     "eject",

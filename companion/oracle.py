@@ -366,4 +366,8 @@ def _all_reduce(tensors: list[Any]) -> list[Any]:
     context = tf.distribute.get_replica_context()
     if not tensors or context is None or context.num_replicas_in_sync == 1:
         return tensors
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+    merged: dict[int, Any] = {}
+    for dtype in sorted({tensor.dtype.name for tensor in tensors}):  # tensors that travel together are of one dtype
+        alike = {index: tensor for index, tensor in enumerate(tensors) if tensor.dtype.name == dtype}
+        merged |= zip(alike, context.all_reduce(tf.distribute.ReduceOp.SUM, list(alike.values())), strict=True)
+    return [merged[index] for index in range(len(tensors))]

@@ -28,6 +28,7 @@ FLOORS = {
     "accumulation": 4,
     "runge_kutta": 4,
     "multistep": 4,
+    "implicit_euler": 4,
     "merging": 4,
     "word2vec": 4,
 }
