@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from companion.injection import InjectedOptimizer
+from companion.injection import InjectedOptimizer, moved
 
 _SOLVERS = ("newton_krylov", "fixed_point")
 
@@ -78,15 +78,15 @@ class ImplicitEuler(InjectedOptimizer):
         slopes = oracle(values)
         if self.solver == "fixed_point":
             for _ in range(self.solver_iterations):
-                slopes = oracle(_moved(values, -learning_rate, slopes))
+                slopes = oracle(moved(values, -learning_rate, slopes))
             return slopes
         point, direction = values, [ops.zeros_like(value) for value in values]
         for iteration in range(self.solver_iterations):
             if iteration:
-                point = _moved(values, -learning_rate, direction)
+                point = moved(values, -learning_rate, direction)
                 slopes = oracle(point)
-            residual = _moved(slopes, -1, direction)
-            direction = _moved(direction, 1, self._solve(oracle, point, slopes, learning_rate, residual))
+            residual = moved(slopes, -1, direction)
+            direction = moved(direction, 1, self._solve(oracle, point, slopes, learning_rate, residual))
         return direction
 
     def _solve(self, oracle: Any, point: list[Any], slopes: list[Any], h: Any, residual: list[Any]) -> list[Any]:
@@ -96,13 +96,13 @@ class ImplicitEuler(InjectedOptimizer):
         solution, search, length = [ops.zeros_like(r) for r in residual], residual, _dot(residual, residual)
         for _ in range(self.krylov_iterations):
             distance = ops.divide_no_nan(near, ops.sqrt(_dot(search, search)))
-            differences = _moved(oracle(_moved(point, distance, search)), -1, slopes)
-            product = _moved(search, ops.divide_no_nan(h, distance), differences)
+            differences = moved(oracle(moved(point, distance, search)), -1, slopes)
+            product = moved(search, ops.divide_no_nan(h, distance), differences)
             curvature = _dot(search, product)
             factor = ops.where(curvature > 0, ops.divide_no_nan(length, curvature), ops.zeros_like(length))
-            solution, residual = _moved(solution, factor, search), _moved(residual, -factor, product)
+            solution, residual = moved(solution, factor, search), moved(residual, -factor, product)
             before, length = length, _dot(residual, residual)
-            search = _moved(residual, ops.divide_no_nan(length, before), search)
+            search = moved(residual, ops.divide_no_nan(length, before), search)
         return solution
 
     def get_config(self) -> dict[str, Any]:
@@ -113,10 +113,6 @@ class ImplicitEuler(InjectedOptimizer):
             "iterations": self.solver_iterations,
             "krylov_iterations": self.krylov_iterations,
         }
-
-
-def _moved(points: list[Any], factor: Any, directions: list[Any]) -> list[Any]:
-    return [point + factor * direction for point, direction in zip(points, directions, strict=True)]
 
 
 def _dot(left: list[Any], right: list[Any]) -> Any:

@@ -210,6 +210,20 @@ class InjectedModel:
         return _train_step(self, self.micro_batches, type(self).weight_fn, data)
 
 
+def moved(points: list[Any], factor: Any, directions: list[Any]) -> list[Any]:
+    """Goes from points along directions: where a method asks its next question.
+
+    Args:
+        points: a list of tensors.
+        factor: how far along; against a direction if negative.
+        directions: a tensor for each of the points.
+
+    Returns:
+        A tensor ``point + factor * direction`` for each.
+    """
+    return [point + factor * direction for point, direction in zip(points, directions, strict=True)]
+
+
 def _build_anyhow(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
     if model.distribute_strategy.num_replicas_in_sync > 1:
         return _build_from_one_shard(model, iterator, data_batch)
@@ -261,11 +275,12 @@ def _direction(optimizer: InjectedOptimizer, oracle: GradientOracle, is_scaled: 
         return answers
 
     values = [tf.cast(variable, dtype) for variable in variables]
-    answers = list(optimizer.direction(ask, values, tf.cast(tf.convert_to_tensor(optimizer.learning_rate), dtype)))
-    if [tuple(answer.shape) for answer in answers] != [tuple(variable.shape) for variable in variables]:
+    answers = optimizer.direction(ask, values, tf.cast(tf.convert_to_tensor(optimizer.learning_rate), dtype))
+    shapes = [tuple(variable.shape) for variable in variables]
+    if not isinstance(answers, (list, tuple)) or [tuple(getattr(answer, "shape", "?")) for answer in answers] != shapes:
         raise ValueError(
-            f"`direction` of {type(optimizer).__name__} must return a tensor for each value, of its shape. Received "
-            f"shapes {[tuple(answer.shape) for answer in answers]} for {[tuple(v.shape) for v in variables]}"
+            f"`direction` of {type(optimizer).__name__} must return a list with a tensor for each value, of its shape: "
+            f"{shapes}. Received: {answers!r}"
         )
     if is_scaled:
         is_finite = tf.math.is_finite(tf.add_n(totals))

@@ -215,7 +215,9 @@ class GradientOracle:
     def _sum_over_parts(self, part: Callable[..., Any], state: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """Calls ``part(begin, size, state)`` along the batch, adds its sums up, joins its rows, hands its state on."""
         n, parts = self._examples, self.micro_batches
-        if isinstance(n, int):  # every shape is static, as XLA wants it: what is left over is one more part, by itself
+        if parts == 1:
+            size, count, rest = n, 1, 0
+        elif isinstance(n, int):  # every shape is static, as XLA wants it: what is left is one more part, by itself
             size = -(-n // parts)
             count, rest = divmod(n, size) if n else (1, 0)
         else:

@@ -16,7 +16,7 @@ from keras import ops
 
 from companion import gradient_flow
 from companion.gradient_flow import ButcherTableau
-from companion.injection import InjectedOptimizer
+from companion.injection import InjectedOptimizer, moved
 
 _SAFETY, _SLOWEST, _FASTEST = 0.9, 0.2, 5.0  # Hairer, Nørsett and Wanner, II.4
 _FLOOR = 1e-6  # of the first step
@@ -103,17 +103,18 @@ class RungeKutta(InjectedOptimizer):
 
     def direction(self, oracle: Any, values: list[Any], learning_rate: Any) -> list[Any]:
         """The weighted mean of the answers."""
-        is_adaptive, h, slopes = self.rtol is not None, learning_rate, dict[int, list[Any]]()
-        if is_adaptive:
-            self.learning_rate = ops.cast(self.step_size, "float32")  # what `apply` reads, once there is a direction
+        is_adaptive, h = self.rtol is not None, learning_rate
+        if is_adaptive:  # `apply` reads the learning rate once there is a direction
+            self.learning_rate = ops.cast(self.step_size, "float32")
             h = ops.cast(self.learning_rate, learning_rate.dtype)
+        slopes: dict[int, list[Any]] = {}
         for stage in self.tableau.stages(embedded=is_adaptive):
             along = _combine(self.tableau.a[stage], slopes)
-            slopes[stage] = oracle(
-                [value - h * step for value, step in zip(values, along, strict=True)] if along else values
-            )
+            slopes[stage] = oracle(moved(values, -h, along) if along else values)
         direction = _combine(self.tableau.b, slopes)
-        return self._controlled(values, h, direction, slopes) if is_adaptive else direction
+        if is_adaptive:
+            return self._controlled(values, h, direction, slopes)
+        return direction
 
     def _controlled(self, values: list[Any], h: Any, direction: list[Any], slopes: dict[int, list[Any]]) -> list[Any]:
         """The direction, or zeros if the step is rejected. Sets the size of the next step."""
@@ -124,7 +125,7 @@ class RungeKutta(InjectedOptimizer):
             squares.append(ops.sum(ops.divide_no_nan(h * difference, allowed) ** 2))
         count = sum(math.prod(value.shape) for value in values)
         error = ops.sqrt(ops.cast(sum(squares), "float64") / count)
-        size, floor = ops.convert_to_tensor(self.step_size), _FLOOR * self._first_step_size
+        size, floor = (ops.convert_to_tensor(x, "float64") for x in (self.step_size, _FLOOR * self._first_step_size))
         factor = ops.clip(_SAFETY * error ** (-1 / self.tableau.order), _SLOWEST, _FASTEST)
         factor = ops.where(ops.isfinite(error), factor, _SLOWEST)
         is_taken = ops.logical_and(ops.isfinite(error), ops.logical_or(error <= 1, size <= floor))
@@ -312,7 +313,7 @@ class RungeKuttaChebyshev(InjectedOptimizer):
         """Where the recurrence arrives."""
         before = now = [ops.zeros_like(value) for value in values]
         for mu, nu, step in self._coefficients:
-            slopes = oracle([value - learning_rate * d for value, d in zip(values, now, strict=True)])
+            slopes = oracle(moved(values, -learning_rate, now))
             after = [mu * d + nu * e + step * k for d, e, k in zip(now, before, slopes, strict=True)]
             before, now = now, after
         return now
