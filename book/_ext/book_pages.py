@@ -54,16 +54,29 @@ def claims_page(repository: str) -> str:
     return "\n".join(lines)
 
 
-def performance_page(path: pathlib.Path = ROOT / "book" / "performance.json") -> str:
-    """The measured ratios as a Markdown table, with the date, the processor and the versions they belong to."""
+def performance_page(
+    path: pathlib.Path = ROOT / "book" / "performance.json", page: str = "<!-- performance -->"
+) -> str:
+    """A page with the measured ratios in the places of its comments, as Markdown tables.
+
+    ``<!-- performance: inject -->`` becomes the results of that name. ``<!-- performance -->`` becomes the date, the
+    processor and the versions that all results belong to, and those that have no other place.
+    """
     bench = json.loads(path.read_text())
     versions = ", ".join(f"{name} {version}" for name, version in bench["versions"].items())
-    lines = [f"Measured on {bench['date']} on {bench['processor']}, with {versions}.", ""]
-    lines += ["| what | median ratio | middle half |", "|---|---:|---:|"]
-    for row in bench["results"]:
+    named = re.compile("<!-- performance: (.+?) -->")
+    others = [row for row in bench["results"] if row["name"] not in named.findall(page)]
+    first = f"Measured on {bench['date']} on {bench['processor']}, with {versions}.\n\n{_table(others)}"
+    page = page.replace("<!-- performance -->", first)
+    return named.sub(lambda match: _table([row for row in bench["results"] if row["name"] == match[1]]), page)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| what | median ratio | middle half |", "|---|---:|---:|"]
+    for row in rows:
         spread = f"{row['ratio_q1']:.2f} – {row['ratio_q3']:.2f}"
         lines.append(f"| {row['what']} | **{row['ratio_median']:.2f}** | {spread} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if rows else "Not measured yet: run `make bench`."
 
 
 def _fill(app: Any, docname: str, source: list[str]) -> None:
@@ -72,7 +85,7 @@ def _fill(app: Any, docname: str, source: list[str]) -> None:
         for path in sorted((ROOT / "tests").rglob("test_*.py")):
             app.env.note_dependency(str(path))
     elif docname == "book/performance":
-        source[0] = source[0].replace("<!-- performance -->", performance_page())
+        source[0] = performance_page(page=source[0])
         app.env.note_dependency(str(ROOT / "book" / "performance.json"))
 
 

@@ -52,7 +52,9 @@ def check(number: str, *answer: Any) -> Verdict:
     try:
         hint = checks[number](*answer)
     except Exception as error:  # the answer is a reader's code: whatever it raises becomes a hint
-        hint = f"your code raised {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        lines = str(error).strip().splitlines() or [""]
+        said = lines[-1] if lines[0] == "in user code:" else lines[0]  # a traceback comes first
+        hint = f"your code raised {type(error).__name__}: {said.strip()}"
     if hint is None:
         return Verdict(True, f"Exercise {number}: right.")
     return Verdict(False, f"Exercise {number}: not yet. Hint: {hint}")

@@ -172,16 +172,17 @@ def _hint_for_received(received: list[float]) -> str:
 
 
 def _around_adam(answer: Any) -> str | None:
-    """The right means arrive for one weight: does it also work for two, around Adam?"""
+    """The right means arrive for one weight: does it also work for a kernel and a bias, around Adam?"""
     random, rule = np.random.default_rng(0), keras.optimizers.Adam
-    weights, large = ([keras.Variable(np.ones(n), dtype="float64") for n in (2, 2)] for _ in range(2))
+    shapes = [(3, 2), (2,)]
+    weights, large = ([keras.Variable(np.ones(shape), dtype="float64") for shape in shapes] for _ in range(2))
     inner, reference = rule(0.1), rule(0.1)
     wrapper = answer(inner, 2)
     for _ in range(3):
-        parts = random.normal(size=(2, 2, 2))
-        for part in parts:
-            wrapper.apply([keras.ops.convert_to_tensor(gradient) for gradient in part], weights)
-        reference.apply([keras.ops.convert_to_tensor(gradient) for gradient in parts.mean(axis=0)], large)
+        parts = [random.normal(size=(2, *shape)) for shape in shapes]
+        for number in range(2):
+            wrapper.apply([keras.ops.convert_to_tensor(part[number]) for part in parts], weights)
+        reference.apply([keras.ops.convert_to_tensor(part.mean(axis=0)) for part in parts], large)
     if not all(np.allclose(a.numpy(), b.numpy(), atol=1e-12) for a, b in zip(weights, large, strict=True)):
         return "right for one weight under momentum, but two weights under Adam are not those of the large batch."
     return None

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-_MAKERS = {"A": "as it comes", "B": "undivided", "C": "told", "D": "Keras"}
+_MAKERS = {"A": "plain", "B": "undivided", "C": "told", "D": "Keras"}
 _PARTS, _WINDOWS = 4, 6
 
 
@@ -123,7 +123,7 @@ def _resumed(answer: Any) -> str | None:
 _MAKER_HINTS = {
     "undivided": "Who never divides is wrong on equal parts already.",
     "Keras": "Keras is exact on equal parts, takes a mean of means, and reads the schedule at every part.",
-    "as it comes": "As it comes, a schedule follows updates, but all parts weigh alike.",
+    "plain": "Plain GradientAccumulation counts updates, but to it all parts weigh alike.",
     "told": "Told what its parts weigh, it has no error in any situation.",
 }
 

@@ -19,16 +19,19 @@ def seconds(function: Callable[[], Any], calls: int) -> float:
     return time.perf_counter() - started
 
 
-def compare(name: str, what: str, ours: Callable[[], Any], other: Callable[[], Any]) -> dict[str, Any]:
-    """Times both functions `RUNS` times, in random order within each pair, and returns quartiles of ours / other."""
+def compare(
+    name: str, what: str, ours: Callable[[], Any], other: Callable[[], Any], runs: int = RUNS
+) -> dict[str, Any]:
+    """Times both functions `runs` times, in random order within each pair, and returns quartiles of ours / other."""
     order, ratios = np.random.default_rng(0), []
+    warm_up = min(20, max(2, runs // 7))
     for function in (ours, other):
-        seconds(function, 20)
-    calls = max(1, round(SECONDS_A_RUN / (seconds(other, 20) / 20)))
+        seconds(function, warm_up)
+    calls = max(1, round(SECONDS_A_RUN / (seconds(other, warm_up) / warm_up)))
     gc.collect()
     gc.disable()
     try:
-        for _ in range(RUNS):
+        for _ in range(runs):
             if order.random() < 0.5:
                 mine = seconds(ours, calls)
                 theirs = seconds(other, calls)
@@ -45,5 +48,5 @@ def compare(name: str, what: str, ours: Callable[[], Any], other: Callable[[], A
         "ratio_median": median,
         "ratio_q1": lower,
         "ratio_q3": upper,
-        "runs": RUNS,
+        "runs": runs,
     }

@@ -31,7 +31,8 @@ def flat(tensors: Any) -> np.ndarray:
 class NumpyRun:
     """The chapter's network, its gradient and momentum in float64, from the formulas."""
 
-    def __init__(self) -> None:
+    def __init__(self, h: float = 0.05, beta: float = 0.9) -> None:
+        self.h, self.beta = h, beta
         data = datasets.digits("float64")
         self.x, self.y = data.x_train[:1400], data.y_train[:1400]
         keras.utils.set_random_seed(1)
@@ -41,21 +42,29 @@ class NumpyRun:
         self.velocity = [np.zeros_like(weight) for weight in self.weights]
         self.asked: list[np.ndarray] = []
 
-    def gradient(self, rows: range) -> list[np.ndarray]:
-        self.asked.append(flat(self.weights))
-        x, y = self.x[rows.start : rows.stop], self.y[rows.start : rows.stop]
+    def outputs(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The hidden layer, and the probabilities."""
         first, first_bias, second, second_bias = self.weights
         hidden = np.tanh(x @ first + first_bias)
         logits = hidden @ second + second_bias
-        error = np.exp(logits - logits.max(axis=1, keepdims=True))
-        error /= error.sum(axis=1, keepdims=True)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return hidden, odds / odds.sum(axis=1, keepdims=True)
+
+    def loss(self) -> float:
+        return float(-np.log(self.outputs(self.x)[1][np.arange(len(self.y)), self.y]).mean())
+
+    def gradient(self, rows: range) -> list[np.ndarray]:
+        self.asked.append(flat(self.weights))
+        x, y = self.x[rows.start : rows.stop], self.y[rows.start : rows.stop]
+        _, _, second, _ = self.weights
+        hidden, error = self.outputs(x)
         error[np.arange(len(y)), y] -= 1
         error /= len(y)
         back = (error @ second.T) * (1 - hidden**2)
         return [x.T @ back, back.sum(0), hidden.T @ error, error.sum(0)]
 
     def step(self, gradient: Any) -> None:
-        self.velocity = [0.9 * v - 0.05 * g for v, g in zip(self.velocity, gradient, strict=True)]
+        self.velocity = [self.beta * v - self.h * g for v, g in zip(self.velocity, gradient, strict=True)]
         self.weights = [w + v for w, v in zip(self.weights, self.velocity, strict=True)]
 
     def train(self, version: str) -> np.ndarray:
@@ -136,7 +145,8 @@ def split(arrays: Any, sizes: tuple[int, ...]) -> list[Any]:
 
 def linear_model() -> keras.Model:
     kernel = keras.initializers.Constant(np.linspace(-1, 1, 6).reshape(3, 2))
-    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_initializer=kernel, dtype="float64")])
+    dense = keras.layers.Dense(2, kernel_initializer=kernel, dtype="float64")
+    return keras.Sequential([keras.Input((3,), dtype="float64"), dense])
 
 
 def gradient(
@@ -222,6 +232,36 @@ def test_zeros_are_exact_for_one_window(make: Callable[..., Any]) -> None:
     is_wrong = np.abs(path - reference).max(axis=1) > 1e-4
     np.testing.assert_array_equal(is_wrong, np.arange(windows) > 0)
     assert first_wrong(path, reference) == 2
+
+
+@pytest.mark.claim(
+    "With β⁴ in the place of β, and the same h/(1 − β), the large batch ends as low as versions one and two.",
+    chapter="06",
+)
+@pytest.mark.parametrize("power", [4, wrong(1, "its velocity fades once in a window")])
+def test_a_velocity_that_fades_sooner_ends_lower(power: int) -> None:
+    beta = 0.9**power
+    losses = []
+    for version, run in (
+        ("large_batch", NumpyRun(0.05 * (1 - beta) / (1 - 0.9), beta)),
+        ("small_steps", NumpyRun()),
+        ("zeros_between", NumpyRun()),
+    ):
+        run.train(version)
+        losses.append(run.loss())
+    assert losses[0] < min(losses[1:])
+    assert max(losses) - min(losses) < 0.02
+
+
+@pytest.mark.claim("An `Input` without a dtype rounds whatever comes in to float32.", chapter="06")
+@pytest.mark.parametrize("functional", [False, True])
+@pytest.mark.parametrize("dtype", [None, wrong("float64", "this one has a dtype")])
+def test_input_rounds(dtype: str | None, functional: bool) -> None:
+    inputs = keras.Input((1,), dtype=dtype)
+    layer = keras.layers.Identity(dtype="float64")
+    model = keras.Model(inputs, layer(inputs)) if functional else keras.Sequential([inputs, layer])
+    third = tf.constant([[1 / 3]], "float64")
+    assert float(model(third)[0, 0]) == float(np.float32(1 / 3))
 
 
 @pytest.mark.claim("Plain SGD remembers nothing, so it never notices a gradient of zero.", chapter="06")

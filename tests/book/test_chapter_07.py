@@ -1,6 +1,10 @@
 """Chapter 07: the data under its figures, and the tests that hold its sentences."""
 
+import ast
+import functools
+import json
 import pathlib
+import statistics
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +16,7 @@ import tensorflow as tf
 
 import companion
 from companion import datasets
-from tests.book.reading import figure_data, line
+from tests.book.reading import ROOT, figure_data, line, notebook
 
 CHAPTER = "07"
 ROUNDING = 1e-12
@@ -99,12 +103,12 @@ def numpy_windows() -> dict[str, list[Any]]:
     for _ in range(5):
         x, y = random.normal(size=(4, 32, 3)), random.normal(size=(4, 32, 2))
         masked.append((x * (np.arange(32) < random.integers(1, 33, size=(4, 1)))[..., None], y))
-    names = ["equal parts, clipped", 'reduction="sum"', "schedule", "moving average", "constraint"]
+    names = ["equal, clipped", 'reduction="sum"', "schedule", "moving average", "constraint"]
     return {**dict.fromkeys(names, equal), "ragged parts": ragged, "masked tokens": masked}
 
 
 ROWS = [
-    "equal parts, clipped",
+    "equal, clipped",
     "ragged parts",
     "masked tokens",
     'reduction="sum"',
@@ -120,7 +124,7 @@ def matrix() -> np.ndarray:
 
 
 @pytest.mark.parametrize("pitfall", ROWS)
-@pytest.mark.parametrize(("column", "how"), enumerate(["Keras", "as it comes"]))
+@pytest.mark.parametrize(("column", "how"), enumerate(["Keras", "plain"]))
 def test_errors_are_those_of_numpy(pitfall: str, column: int, how: str) -> None:
     windows = numpy_windows()[pitfall]
     judge = numpy_weights("large batch", pitfall, windows)
@@ -139,6 +143,72 @@ def test_who_is_exact_where() -> None:
     assert is_exact[:, 2:].all()
     assert is_exact[:, 0].tolist() == [True] + [False] * 8
     assert is_exact[:, 1].tolist() == [True, False, False, False] + [True] * 5
+
+
+# ---- figure 3: the memory of parts, as recorded ---------------------------------------------------------------------
+
+
+@functools.cache
+def record() -> dict[str, Any]:
+    """What tests/benchmarks/memory_of_parts.py wrote."""
+    return json.loads((ROOT / "book" / "data" / "memory_of_parts.json").read_text())
+
+
+def medians(network: str) -> list[float]:
+    return [statistics.median(entry["megabytes"]) for entry in record()["results"] if entry["network"] == network]
+
+
+def in_the_chapter(name: str) -> Any:
+    """What the chapter writes down under that name."""
+    codes = [cell.source for cell in notebook(CHAPTER).cells if cell.cell_type == "code"]
+    (code,) = (code for code in codes if f"\n{name} = {{" in code)
+    statements = [node for node in ast.parse(code).body if isinstance(node, ast.Assign)]
+    (value,) = (node.value for node in statements if getattr(node.targets[0], "id", "") == name)
+    return ast.literal_eval(value)
+
+
+def test_memory_is_recorded_completely() -> None:
+    assert record().keys() == {
+        "date",
+        "processor",
+        "cores",
+        "versions",
+        "batch",
+        "steps",
+        "parameters",
+        "results",
+    }
+    assert record()["versions"].keys() == {"tensorflow", "keras"}
+    measured = [(entry["network"], entry["parts"]) for entry in record()["results"]]
+    assert measured == [(network, n) for network in ("convolutional", "dense") for n in (1, 2, 4, 8, 16)]
+    for entry in record()["results"]:
+        assert len(entry["megabytes"]) == 3
+        assert min(entry["megabytes"]) > 0
+        assert entry["megabytes"] == sorted(entry["megabytes"])
+
+
+@pytest.mark.parametrize("network", ["convolutional", "dense"])
+def test_the_chapter_shows_the_record(network: str) -> None:
+    np.testing.assert_allclose(in_the_chapter("memory")[network], medians(network), atol=0.51)  # whole megabytes
+    assert in_the_chapter("parameters") == record()["parameters"]
+    (axes,) = figure_data(CHAPTER)[2]
+    parts, share = line(axes, network)
+    assert parts.tolist() == [1, 2, 4, 8, 16]
+    np.testing.assert_allclose(share, np.divide(medians(network), medians(network)[0]), atol=0.02)
+
+
+@pytest.mark.claim("Where parameters fill the memory, accumulation needs more of it, not less.", chapter="07")
+@pytest.mark.parametrize("network", ["dense", wrong("convolutional", "there activations fill it")])
+def test_parameters_need_more_memory_in_parts(network: str) -> None:
+    whole, *in_parts = (entry["megabytes"] for entry in record()["results"] if entry["network"] == network)
+    assert 4 * record()["parameters"][network] / 1024**2 > 0.5 * max(whole)  # mostly the gradient
+    assert min(min(megabytes) for megabytes in in_parts) > 1.2 * max(whole)
+
+
+def test_activations_need_less_memory_in_parts() -> None:
+    found = dict(zip((1, 2, 4, 8, 16), medians("convolutional"), strict=True))
+    assert found[8] <= 0.30 * found[1]
+    assert found[16] <= 0.18 * found[1]
 
 
 # ---- sentences ------------------------------------------------------------------------------------------------------
@@ -288,6 +358,20 @@ def test_the_schedule_runs_ahead(make: Callable[..., Any]) -> None:
         optimizer.apply([np.array([0.0], "float32")], [weight])
     assert int(optimizer.iterations) == 12
     assert float(optimizer.learning_rate) == pytest.approx(100 - 36)
+
+
+@pytest.mark.claim("Stretching the schedule by N repairs one that moves in stairs.", chapter="07")
+@pytest.mark.parametrize("stairs", [True, wrong(False, "it is read at the last part of a window")])
+def test_stretching_repairs_stairs(stairs: bool) -> None:
+    weight, steps = keras.Variable([0.0]), []
+    stretched = keras.optimizers.schedules.ExponentialDecay(1.0, 3, 0.5, staircase=stairs)
+    optimizer = keras_accumulation(sgd(stretched), 3)
+    for part in range(12):
+        before = float(weight.numpy()[0])
+        optimizer.apply([np.array([1.0], "float32")], [weight])
+        if part % 3 == 2:
+            steps.append(before - float(weight.numpy()[0]))
+    np.testing.assert_allclose(steps, [1, 0.5, 0.25, 0.125], rtol=1e-5)
 
 
 @pytest.mark.claim(

@@ -55,6 +55,20 @@ def test_performance_page_shows_what_was_measured(tmp_path: pathlib.Path) -> Non
     assert "2026-01-02 on a processor, with keras 3.15.1" in page
 
 
+def test_performance_page_has_every_result_once(tmp_path: pathlib.Path) -> None:
+    row = {"ratio_median": 1.0, "ratio_q1": 1.0, "ratio_q3": 1.0, "runs": 3}
+    results = [row | {"name": name, "what": f"{name}, {i}"} for name in ("SGD", "inject") for i in range(2)]
+    (tmp_path / "performance.json").write_text(
+        json.dumps({"date": "", "processor": "", "versions": {}, "results": results})
+    )
+    page = (ROOT / "book" / "performance.md").read_text()
+    filled = performance_page(tmp_path / "performance.json", page)
+    assert "<!--" not in filled
+    places = [filled.index(f"| {result['what']} |") for result in results]
+    assert places[1] < filled.index("## Accumulation inside a step") < places[2]
+    assert filled.count("**1.00**") == len(results)
+
+
 def test_committed_measurements_are_complete() -> None:
     bench = json.loads((ROOT / "book" / "performance.json").read_text())
     assert bench["results"]

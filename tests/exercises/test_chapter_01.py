@@ -171,3 +171,13 @@ def test_unanswered(number: str, answers: int) -> None:
 )
 def test_right_answers_of_other_kinds_are_right(number: str, answer: tuple[Any, ...]) -> None:
     assert exercises.check(number, *answer).correct, exercises.check(number, *answer).message
+
+
+def test_hint_says_what_tensorflow_says_after_its_traceback() -> None:
+    class Fails(keras.optimizers.Optimizer):
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            raise ValueError("in user code:\n\n    File ...\n\n    Error: no `if` here")
+
+    verdict = exercises.check("01.1", Fails)
+    assert "no `if` here" in verdict.message
+    assert "in user code" not in verdict.message

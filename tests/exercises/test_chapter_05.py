@@ -152,6 +152,25 @@ class Late(Right):
     offset = 0
 
 
+class StoresOutside(Right):
+    """The weight is repaired; both writes of the sum still stand outside the branch."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        total = self.sums[self._get_variable_index(variable)]
+        due = ops.equal((self.iterations + self.offset) % self.steps, 0)
+        grown = total + gradient
+        self.write(variable, due, self.step(learning_rate, grown))
+        restarted = total.assign(ops.zeros_like(total))
+        stored = total.assign(grown)
+        ops.cond(due, lambda: restarted, lambda: stored)
+
+
+class PythonIf(Right):
+    def write(self, variable, due, step):
+        if due:
+            variable.assign_sub(step)
+
+
 class EagerOnly(Right):
     def write(self, variable, due, step):
         if bool(ops.convert_to_numpy(due)):
@@ -175,7 +194,9 @@ class OtherArguments(keras.optimizers.Optimizer):
         (NoMean, "not by the right amount"),
         (OneSlotTooMany, "the sums are not"),
         (Late, "not after 3 and 6"),
-        (EagerOnly, "your code raised"),
+        (StoresOutside, "What has to happen to the sum"),
+        (PythonIf, "right when run eagerly. A tf.function records"),
+        (EagerOnly, "right when run eagerly. A tf.function records"),
         (OtherArguments, "TypeError"),
         (Right(learning_rate=1.0), "without parentheses"),
         (lambda: None, "derived from keras.optimizers.Optimizer"),

@@ -156,6 +156,13 @@ class _FirstOnly(_Accumulate):
         return [first, *(0 * other for other in others)]
 
 
+class _Stacked(_Accumulate):
+    """Right for variables of one shape only."""
+
+    def add(self, gradients: Any) -> None:
+        super().add(np.array(gradients))
+
+
 class _NoApply:
     def __init__(self, optimizer: Any, steps: int) -> None:
         pass
@@ -212,6 +219,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("06.2", _Early, "once in each"),
     ("06.2", _Negative, "it received -3"),
     ("06.2", _FirstOnly, "Adam"),
+    ("06.2", _Stacked, "inhomogeneous"),
     ("06.3", None, "dictionary"),
     ("06.3", "examples", "dictionary"),
     ("06.3", {"A": "examples"}, "dictionary"),
