@@ -96,7 +96,11 @@ def _values(gradient: Any) -> Any:
 
 def _all_finite(gradients: list[Any]) -> Any:
     """Whether every number is finite. A sum is the cheapest test: an infinity or NaN in it never disappears."""
-    sums = [tf.reduce_sum(_values(gradient)) for gradient in gradients]
+    sums = []
+    for values in map(_values, gradients):
+        if (values.shape.rank or 0) > 1 and values.shape[-1]:  # a product with ones is the fastest sum of a matrix
+            values = tf.reshape(values, [-1, values.shape[-1]]) @ tf.ones([values.shape[-1], 1], values.dtype)
+        sums.append(tf.reduce_sum(values))
     widest = keras.backend.result_type(*(total.dtype.name for total in sums))
     return tf.math.is_finite(tf.add_n([tf.cast(total, widest) for total in sums]))
 
@@ -190,8 +194,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
     gradient of each replica's own mean.
 
     References:
-        Ott, Edunov, Grangier and Auli, 2018, "Scaling neural machine translation". Hermans, Spanakis and Möckel, 2017,
-        "Accumulated gradient normalization".
+        Ott, Edunov, Grangier and Auli, 2018, "Scaling neural machine translation".
 
     Taught in chapters 06 and 07, :doc:`/notebooks/06_the_fix` and :doc:`/notebooks/07_accumulation_in_practice`.
     """
@@ -412,7 +415,8 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         def count() -> None:
             added = self._members(subset)
             if weight is not None:
-                added = added * tf.stack([[1.0], [strategy.reduce("SUM", weight, axis=None)]])
+                shares = tf.stack([[1.0], [strategy.reduce("SUM", weight, axis=None)]])
+                added = tf.math.multiply_no_nan(shares, added)  # a weight that is NaN is NaN in its own windows only
             self.window.assign_add(added)
 
         def accumulate() -> None:
@@ -470,8 +474,8 @@ class GradientAccumulation(keras.optimizers.Optimizer):
     # these are the raw operations.
 
     def _is_usable(self, subset: tuple[int, ...], gradients: list[Any], weight: Any) -> Any:
-        finite = _all_finite([self._wide(*pair) for pair in zip(subset, gradients, strict=True)])
-        return finite if weight is None else (finite & tf.math.is_finite(weight)) | (weight == 0)
+        finite = _all_finite([self._wide(*pair, weight) for pair in zip(subset, gradients, strict=True)])
+        return finite if weight is None else finite & tf.math.is_finite(weight)
 
     def _wide(self, index: int, gradient: Any, weight: Any = None) -> Any:
         """The numbers of a gradient in the accumulator's dtype, times the weight."""

@@ -887,6 +887,46 @@ def test_a_weight_that_is_not_finite_is_left_out(on_nonfinite: str) -> None:
     assert int(optimizer.skipped) == 2
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1), (2, 2, 3)])
+@pytest.mark.parametrize("kind", [math.inf, -math.inf, math.nan])
+def test_one_bad_number_is_found_in_a_gradient_of_any_shape(shape: tuple[int, ...], kind: float) -> None:
+    """Compiled for a shape that is known and for one that is not: what is summed, and how, depends on the shape."""
+    variable, good = keras.Variable(np.zeros(shape)), np.ones(shape)
+    bad = good.copy()
+    bad.flat[-1] = kind
+    for known in (shape, None):
+        optimizer = GradientAccumulation(SGD(), 1)
+        optimizer.build([variable])
+        call = tf.function(
+            functools.partial(lambda o, g: o.apply([g], [variable]), optimizer),
+            input_signature=[tf.TensorSpec(known, "float64")],
+            autograph=False,
+        )
+        call(bad)
+        assert (int(optimizer.skipped), int(optimizer.iterations)) == (1, 0)
+        call(good)
+        assert (int(optimizer.skipped), int(optimizer.iterations)) == (1, 1)
+
+
+def test_a_weight_that_is_not_finite_stays_in_its_subset() -> None:
+    variables = [keras.Variable(0.0, dtype="float64") for _ in range(2)]
+    optimizer = GradientAccumulation(SGD(), 2, normalize="weight", on_nonfinite="skip_window")
+    optimizer.build(variables)
+    for weight, variable in ((1.0, 0), (math.nan, 1), (1.0, 0), (1.0, 1)):
+        optimizer.apply([tf.constant(1.0, "float64")], [variables[variable]], weight=weight)
+    assert distance([np.array(-0.1), np.array(0.0)], numbers(variables)) <= 1e-8
+    assert not np.any(optimizer.window.numpy())
+
+
+def test_a_weighted_gradient_that_overflows_is_left_out() -> None:
+    variable = keras.Variable(0.0, dtype="float32")
+    optimizer = GradientAccumulation(SGD(), 1, normalize="weight")
+    for gradient in (1e30, 1.0):
+        optimizer.apply([tf.constant(gradient, "float32")], [variable], weight=1e20)
+    assert (int(optimizer.skipped), int(optimizer.iterations)) == (1, 1)
+    assert float(variable) == pytest.approx(-0.1)
+
+
 def test_under_xla_raise_skips() -> None:
     optimizer, variables = GradientAccumulation(SGD(), 2, on_nonfinite="raise"), network()
     optimizer.build(variables)

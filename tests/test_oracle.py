@@ -666,3 +666,18 @@ def test_keras_divides_activity_regularizers_by_the_examples_since_3_14() -> Non
     layer(np.ones((2, 1)))
     is_new = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 14)
     assert float(layer.losses[0]) == (1.0 if is_new else 2.0)
+
+
+@pytest.mark.parametrize("asked", [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="the model"))])
+def test_denominators_compute_nothing_of_the_model(asked: bool) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(5)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4)), tf.TensorSpec((None,), tf.int64)], autograph=False)
+    def step(x: Any, y: Any) -> Any:
+        oracle = GradientOracle(model, (x, y), micro_batches=2)
+        return oracle() if asked else oracle.denominator
+
+    graph = step.get_concrete_function().graph.as_graph_def()
+    functions = [node for function in graph.library.function for node in function.node_def]
+    assert "MatMul" not in {node.op for node in [*graph.node, *functions]}

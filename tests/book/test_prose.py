@@ -46,6 +46,7 @@ EXERCISES = [
 def test_frame(chapter: str) -> None:
     text = markdown(chapter)
     assert re.match(r"# [A-Z`]", text)
+    assert len(re.findall(r"^# ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)) == 1
     assert all(f"\n**{part}**" in text for part in ("You will", "You need", "Run time"))
     positions = [text.index(f"\n{heading}\n") for heading in HEADINGS]
     assert positions == sorted(positions)
