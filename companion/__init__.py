@@ -10,6 +10,7 @@ from companion.optimizers import SGD, Adam, Momentum
 from companion.oracle import GradientOracle
 from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
 from companion.sparse import CoalesceGradients
+from companion.word2vec import SkipGram
 
 try:
     __version__ = version("keras-optimizer-companion")
@@ -34,6 +35,7 @@ __all__ = [
     "OptimisticSGD",
     "RungeKutta",
     "RungeKuttaChebyshev",
+    "SkipGram",
     "eject",
     "inject",
 ]

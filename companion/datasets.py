@@ -1,6 +1,19 @@
 """Real data that is already on the reader's disk, so that a notebook downloads nothing. Every chapter trains on it."""
 
-from typing import NamedTuple
+import ast
+import contextlib
+import gzip
+import hashlib
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,3 +63,139 @@ def digits(dtype: str = "float32") -> Digits:
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = (images[order] / 16).astype(dtype), labels[order].astype("int64")
     return Digits(images[:1440], labels[:1440], images[1440:], labels[1440:])
+
+
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+
+
+def documentation_corpus(
+    packages: Iterable[str] = ("numpy", "keras", "tensorflow", "matplotlib"),
+    cache_folder: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    verbose: int = 0,
+) -> list[list[str]]:
+    """Reads the docstrings of installed packages: text in the millions of words, and nothing to download.
+
+    The source files are found and parsed, never imported. Of docstrings with the same words the first one counts.
+    The text is that of the versions installed, so no two readers need have the same. What was read is kept on disk
+    until a source file changes.
+
+    Args:
+        packages: names of top-level packages or modules. Defaults to NumPy, Keras, TensorFlow and Matplotlib.
+        cache_folder: where to keep what was read. Defaults to ``companion`` in the user's cache folder; if nothing
+            can be written there, nothing is kept.
+        progress: called after each file with the number of files read and of all files; not called if the text was
+            kept. Defaults to ``None``.
+        verbose: 1 for a progress bar, 0 for none. Defaults to 0.
+
+    Returns:
+        A list of documents, one for each docstring, each a list of words in lower case, in the order of the packages,
+        their files and the definitions in them.
+
+    Raises:
+        ValueError: a name is that of a submodule or no name at all, or ``packages`` is empty.
+        ModuleNotFoundError: a package is not installed.
+
+    Example:
+        >>> corpus = documentation_corpus(["this_package"])
+        Traceback (most recent call last):
+            ...
+        ModuleNotFoundError: `packages`: 'this_package' is not installed, or not as source files
+
+    Used in chapter 04, :doc:`/notebooks/04_gradients_by_hand`.
+    """
+    names = [packages] if isinstance(packages, str) else list(packages)
+    if not names or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise ValueError(f"`packages` must be names of top-level packages. Received: packages={names!r}")
+    files = [file for name in dict.fromkeys(names) for file in _source_files(name)]
+    folder = pathlib.Path(cache_folder) if cache_folder is not None else _user_cache_folder()
+    cache = folder / f"documentation-{_fingerprint(files)}.txt.gz"
+    documents = _read_documents(cache)
+    if documents is None:
+        documents = list(dict.fromkeys(_documents_of(files, _all_told(progress, verbose))))
+        with contextlib.nullcontext() if cache_folder is not None else contextlib.suppress(OSError):
+            _write_documents(cache, documents)
+    return [[sys.intern(word) for word in document.split()] for document in documents]
+
+
+def _source_files(name: str) -> list[tuple[str, pathlib.Path]]:
+    """Every source file of a package: how it is known, and where it lies. Finding a package does not import it."""
+    found = importlib.util.find_spec(name)
+    if found is not None and found.submodule_search_locations:
+        roots = [pathlib.Path(root) for root in found.submodule_search_locations]
+        files = [(f"{name}/{path.relative_to(root).as_posix()}", path) for root in roots for path in root.rglob("*.py")]
+    else:
+        origin = pathlib.Path((found.origin if found else None) or "")
+        files = [(origin.name, origin)] if origin.suffix == ".py" else []
+    if not files:
+        raise ModuleNotFoundError(f"`packages`: {name!r} is not installed, or not as source files", name=name)
+    return sorted(files)
+
+
+def _fingerprint(files: list[tuple[str, pathlib.Path]]) -> str:
+    """Changes when another version is installed, and when a file is edited."""
+    digest = hashlib.sha256(b"1")  # the number of this format
+    for name, path in files:
+        state = path.stat()
+        digest.update(f"{name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _user_cache_folder() -> pathlib.Path:
+    root = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    return pathlib.Path(root or os.path.expanduser("~/.cache")) / "companion"
+
+
+def _all_told(progress: Callable[[int, int], object] | None, verbose: int) -> Callable[[int, int], None]:
+    """Returns one function that tells the caller's and a progress bar, if there are any."""
+    bar: Any = None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal bar
+        if progress is not None:
+            progress(done, total)
+        if verbose:
+            if bar is None:
+                import keras  # only for the bar: digits are read without it
+
+                bar = keras.utils.Progbar(total, unit_name="file")
+            bar.update(done)
+
+    return tell
+
+
+def _documents_of(files: list[tuple[str, pathlib.Path]], tell: Callable[[int, int], None]) -> Iterator[str]:
+    """The words of every docstring, separated by spaces. A file that is not Python has none."""
+    for number, (_, path) in enumerate(files, 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a stray backslash in somebody else's file
+            try:
+                nodes = list(ast.walk(ast.parse(path.read_bytes())))
+            except (SyntaxError, ValueError, RecursionError):
+                nodes = []
+        for node in nodes:
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                words = _WORD.findall((ast.get_docstring(node, clean=False) or "").lower())
+                if words:
+                    yield " ".join(words)
+        tell(number, len(files))
+
+
+def _read_documents(cache: pathlib.Path) -> list[str] | None:
+    try:
+        return gzip.decompress(cache.read_bytes()).decode("ascii").splitlines() or None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):  # there is none, or something has damaged it
+        return None
+
+
+def _write_documents(cache: pathlib.Path, documents: list[str]) -> None:
+    """Writes beside the place and moves: whoever reads finds the whole file or none."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=cache.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(gzip.compress("\n".join(documents).encode("ascii"), compresslevel=6, mtime=0))
+        os.replace(name, cache)
+    except BaseException:
+        pathlib.Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,205 @@
+"""What chapter 04 claims, tried on the real Keras; and the data under its figures against the record and a formula."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import companion
+from tests.book.reading import ROOT, figure_data, line, notebook
+
+CHAPTER = "04"
+
+
+def wrong(value: Any, why: str) -> Any:
+    """A known-wrong variant: the test must fail for it."""
+    return pytest.param(value, marks=pytest.mark.xfail(strict=True, reason=why))
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def record() -> dict[str, Any]:
+    """What tests/benchmarks/time_of_vocabulary.py wrote."""
+    return json.loads((ROOT / "book" / "data" / "time_of_vocabulary.json").read_text())
+
+
+def milliseconds(name: str) -> list[float]:
+    return [float(f"{value / 1000:.1f}") for value in record()["microseconds"][name]]
+
+
+@pytest.mark.parametrize("name", ["Embedding, autodiff", "gather, autodiff", "by hand", "by hand, XLA"])
+def test_figure_of_times_is_the_record(name: str) -> None:
+    (axes,) = figure_data(CHAPTER)[0]
+    sizes, times = line(axes, name)
+    np.testing.assert_array_equal(sizes, record()["sizes"])
+    np.testing.assert_array_equal(times, milliseconds(name))
+
+
+def test_table_of_times_is_the_record() -> None:
+    (cell,) = [cell for cell in notebook(CHAPTER).cells if "milliseconds = {" in cell.source]
+    names: dict[str, Any] = {}
+    exec(cell.source.partition("\n\n")[0], names)
+    assert names["sizes"] == record()["sizes"]
+    assert names["milliseconds"] == {name: milliseconds(name) for name in record()["microseconds"]}
+
+
+def test_record_says_what_the_text_makes_of_it() -> None:
+    """The story needs this of a new record: the table costs, the derivative does not, compilation helps."""
+    stock, gather, by_hand, stock_xla, by_hand_xla = (np.array(times) for times in record()["microseconds"].values())
+    assert stock[-1] > 5 * gather[-1]
+    assert (np.abs(np.log(gather / by_hand)) < np.log(1.15)).all()
+    assert (by_hand > 1.5 * by_hand_xla).all()
+    assert (stock_xla < 1.15 * by_hand_xla).all()
+
+
+@pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adagrad"])
+def test_figure_of_first_steps_is_the_square_root(name: str) -> None:
+    (axes,) = figure_data(CHAPTER)[1]
+    occurrences, steps = line(axes, name)
+    np.testing.assert_allclose(steps, np.sqrt(occurrences), rtol=1e-4)
+    assert occurrences.max() == 100
+    np.testing.assert_allclose(line(axes, "CoalesceGradients(Adam)")[1], 1, rtol=1e-4)
+
+
+# ---- claims ---------------------------------------------------------------------------------------------------------
+
+
+def assigned(gradient: tf.IndexedSlices) -> np.ndarray:
+    """What remains if the rows of one id overwrite each other."""
+    table = np.zeros(gradient.dense_shape)
+    table[gradient.indices] = gradient.values
+    return table
+
+
+@pytest.mark.claim(
+    "The gradient by hand equals that of automatic differentiation, repeated ids included.", chapter="04"
+)
+@pytest.mark.parametrize("to_dense", [tf.convert_to_tensor, wrong(assigned, "the last occurrence wins")])
+def test_by_hand_equals_autodiff(to_dense: Callable[..., Any]) -> None:
+    """The other side is a tape around a dense one-hot product: no lookup, no ids."""
+    random = np.random.default_rng(0)
+    centres, candidates = random.integers(5, size=30), random.integers(5, size=(30, 4))
+    model = companion.SkipGram(5, 3, negatives=3, dtype="float64")
+    model.set_weights([random.normal(size=(5, 3)) for _ in range(2)])
+    _, by_hand = model.closed_form(tf.constant(centres), tf.constant(candidates))
+    tables = [tf.Variable(weight) for weight in model.get_weights()]
+    with tf.GradientTape() as tape:
+        u, v = (
+            tf.one_hot(centres, 5, dtype="float64") @ tables[0],
+            tf.one_hot(candidates, 5, dtype="float64") @ tables[1],
+        )
+        scores = tf.reduce_sum(u[:, None] * v, axis=2)
+        loss = -tf.reduce_sum(tf.math.log(tf.sigmoid(scores[:, 0])))
+        loss -= tf.reduce_sum(tf.math.log(tf.sigmoid(-scores[:, 1:])))
+    for ours, theirs in zip(by_hand, tape.gradient(loss, tables), strict=True):
+        np.testing.assert_allclose(to_dense(ours), theirs, rtol=1e-11, atol=1e-13)
+
+
+def lengths_in_graph(function: Callable[..., Any]) -> set[int]:
+    graph = tf.function(function).get_concrete_function(tf.constant([1, 1, 2])).graph
+    outputs = [output for operation in graph.get_operations() for output in operation.outputs]
+    return {output.shape[0] for output in outputs if output.shape.rank}
+
+
+@pytest.mark.claim(
+    "Without XLA the `Embedding` layer reads its whole table at every step; `tf.gather` on the variable reads the rows "
+    "of the batch.",
+    chapter="04",
+)
+def test_embedding_reads_its_whole_table() -> None:
+    layer = keras.layers.Embedding(777, 3)
+    layer.build()
+    assert 777 in lengths_in_graph(layer)
+    assert 777 not in lengths_in_graph(lambda ids: tf.gather(layer.embeddings.value, ids))
+
+
+@pytest.mark.claim("Where there is no GPU, Keras leaves XLA off unless you say `jit_compile=True`.", chapter="04")
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
+def test_xla_is_off_by_default() -> None:
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    assert model.jit_compile is False
+    model.compile("sgd", "mse", jit_compile=True)
+    assert model.jit_compile is True
+
+
+def step_on_pieces(optimizer: keras.optimizers.Optimizer, pieces: int) -> float:
+    """The step of one weight whose gradient is a hundred, told in equal pieces."""
+    weight = keras.Variable(np.zeros((1, 1)), dtype="float64")
+    rows = tf.fill((pieces, 1), tf.constant(100 / pieces, "float64"))
+    optimizer.apply([tf.IndexedSlices(rows, [0] * pieces, tf.constant([1, 1]))], [weight])
+    return float(weight.numpy()[0, 0])
+
+
+def adagrad(rate: float) -> keras.optimizers.Optimizer:
+    return keras.optimizers.Adagrad(rate, initial_accumulator_value=0.0)
+
+
+@pytest.mark.claim(
+    "When an id repeats in a batch, Adam, Adagrad and RMSprop square each occurrence by itself, and their first step "
+    "is √n times too long for a row that occurs n times alike.",
+    chapter="04",
+)
+@pytest.mark.parametrize("pieces", [2, 9, 50])
+@pytest.mark.parametrize(
+    "make",
+    [
+        keras.optimizers.Adam,
+        keras.optimizers.RMSprop,
+        adagrad,
+        wrong(keras.optimizers.SGD, "it adds"),
+        wrong(lambda rate: companion.CoalesceGradients(keras.optimizers.Adam(rate)), "the repair"),
+    ],
+)
+def test_first_step_is_too_long(make: Callable[[float], Any], pieces: int) -> None:
+    ratio = step_on_pieces(make(0.1), pieces) / step_on_pieces(make(0.1), 1)
+    assert ratio == pytest.approx(np.sqrt(pieces), rel=1e-5)
+
+
+@pytest.mark.claim(
+    "Gradient descent only adds, so for it a row that repeats in a batch is as good as the sum of its occurrences.",
+    chapter="04",
+)
+@pytest.mark.parametrize("make", [keras.optimizers.SGD, companion.SGD, wrong(keras.optimizers.Adam, "it squares")])
+def test_gradient_descent_adds(make: Callable[[float], Any]) -> None:
+    assert step_on_pieces(make(0.1), 8) == pytest.approx(step_on_pieces(make(0.1), 1), rel=1e-12)
+
+
+@pytest.mark.claim("`SkipGram` sums rows that share an id by itself, wherever the optimizer would not.", chapter="04")
+@pytest.mark.parametrize("gradients", ["closed_form", "autodiff"])
+@pytest.mark.parametrize("make", [keras.optimizers.Adam, adagrad, keras.optimizers.SGD])
+def test_skip_gram_sums_rows(make: Callable[[float], Any], gradients: str) -> None:
+    """A batch that holds one pair six times, without negatives of its own, against the dense gradient, six times it."""
+    model = companion.SkipGram(4, 2, negatives=1, gradients=gradients, dtype="float64")
+    random = np.random.default_rng(0)
+    u, v = random.normal(size=(2, 4, 2))
+    model.set_weights([u, v])
+    model.compile(make(0.1))
+    model.train_on_batch((np.array([1] * 6), np.array([[2, 3]] * 6)))
+    errors = 1 / (1 + np.exp(-v[2:] @ u[1])) - [1, 0]
+    gradient = np.zeros((4, 2))
+    gradient[1] = 6 * errors @ v[2:]
+    judge = keras.Variable(u, dtype="float64")
+    make(0.1).apply([tf.constant(gradient)], [judge])
+    np.testing.assert_allclose(model.get_weights()[0], judge.numpy(), rtol=1e-7)
+
+
+@pytest.mark.claim("Under Adam a row that is not in the batch moves too: its momentum has not run out.", chapter="04")
+@pytest.mark.parametrize("make", [keras.optimizers.Adam, wrong(keras.optimizers.SGD, "it has no momentum")])
+def test_row_outside_the_batch_moves(make: Callable[[float], Any]) -> None:
+    table = keras.Variable(np.zeros((3, 1)), dtype="float64")
+    optimizer = make(0.1)
+    places = []
+    for row in (0, 1):
+        gradient = tf.IndexedSlices(tf.ones((1, 1), "float64"), [row], tf.constant([3, 1]))
+        optimizer.apply([gradient], [table])
+        places.append(table.numpy().ravel())
+    assert places[1][0] < places[0][0] < 0
+    assert places[1][2] == 0

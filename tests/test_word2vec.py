@@ -1,0 +1,494 @@
+"""Holds `companion.word2vec`: gradients against NumPy, pairs against their definition, vectors against gensim."""
+
+import collections
+import itertools
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import companion
+from companion import word2vec
+from companion.word2vec import SkipGram, skip_gram_pairs, vocabulary
+
+ROUNDING = {"float32": 1e-6, "float64": 1e-12}
+
+
+def reference(u: np.ndarray, v: np.ndarray, centres: Any, candidates: Any) -> tuple[float, np.ndarray, np.ndarray]:
+    """The loss and both dense gradients in float64, one pair and one candidate at a time."""
+    u, v = u.astype("float64"), v.astype("float64")
+    loss, du, dv = 0.0, np.zeros_like(u), np.zeros_like(v)
+    for centre, row in zip(centres, candidates, strict=True):
+        for k, candidate in enumerate(row):
+            score = u[centre] @ v[candidate]
+            sigma = 1 / (1 + np.exp(-score))
+            loss -= np.log(sigma if k == 0 else 1 - sigma)
+            error = sigma - (k == 0)
+            du[centre] += error * v[candidate]
+            dv[candidate] += error * u[centre]
+    return loss, du, dv
+
+
+def model_of(
+    rows: int = 7, dimension: int = 3, negatives: int = 2, dtype: str = "float64", **arguments: Any
+) -> SkipGram:
+    """A model whose vectors are all of size one, so that no gradient vanishes."""
+    model = SkipGram(rows, dimension, negatives, dtype=dtype, seed=0, **arguments)
+    random = np.random.default_rng(rows)
+    model.set_weights([random.normal(size=(rows, dimension)) for _ in range(2)])
+    return model
+
+
+def batch_of(rows: int, pairs: int, negatives: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return random.integers(rows, size=pairs), random.integers(rows, size=(pairs, 1 + negatives))
+
+
+def dense(gradient: Any) -> np.ndarray:
+    return tf.convert_to_tensor(gradient).numpy()
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+# ---- the gradient ---------------------------------------------------------------------------------------------------
+
+
+def wrong_sign_of_negatives(model: SkipGram, centres: Any, candidates: Any) -> Any:
+    loss, (du, dv) = model.closed_form(centres, candidates)
+    return loss, [tf.IndexedSlices(-du.values, du.indices, du.dense_shape), dv]
+
+
+def last_occurrence_only(model: SkipGram, centres: Any, candidates: Any) -> Any:
+    """What assigning rows instead of adding them gives."""
+    loss, gradients = model.closed_form(centres, candidates)
+    kept = []
+    for gradient in gradients:
+        rows = np.zeros(gradient.dense_shape, gradient.values.dtype.as_numpy_dtype)
+        rows[gradient.indices] = gradient.values
+        kept.append(tf.constant(rows))
+    return loss, kept
+
+
+def mean_over_batch(model: SkipGram, centres: Any, candidates: Any) -> Any:
+    loss, gradients = model.closed_form(centres, candidates)
+    return loss, [tf.convert_to_tensor(gradient) / len(centres) for gradient in gradients]
+
+
+def wrong(answer: Any) -> Any:
+    return pytest.param(answer, marks=pytest.mark.xfail(strict=True), id=answer.__name__)
+
+
+ANSWERS = [SkipGram.closed_form, SkipGram.autodiff]
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_gradient_is_that_of_numpy(answer: Any, dtype: str, jit: bool) -> None:
+    """Seven rows and forty pairs: every id repeats, also within one pair."""
+    model, (centres, candidates) = model_of(dtype=dtype), batch_of(7, 40, 2)
+    compiled = tf.function(lambda *batch: answer(model, *batch), jit_compile=jit)
+    loss, gradients = compiled(tf.constant(centres), tf.constant(candidates))
+    expected_loss, *expected = reference(*model.get_weights(), centres, candidates)
+    assert abs(float(loss) / expected_loss - 1) < ROUNDING[dtype]
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert relative(dense(gradient), wanted) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [SkipGram.closed_form, *map(wrong, (wrong_sign_of_negatives, last_occurrence_only, mean_over_batch))],
+)
+def test_known_mistakes_are_told_apart(answer: Any) -> None:
+    model, (centres, candidates) = model_of(), batch_of(7, 40, 2)
+    _, gradients = answer(model, tf.constant(centres), tf.constant(candidates))
+    _, *expected = reference(*model.get_weights(), centres, candidates)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert relative(dense(gradient), wanted) < 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(2, 9),
+    pairs=st.integers(1, 12),
+    negatives=st.integers(1, 4),
+    dimension=st.integers(1, 5),
+    scale=st.floats(0.01, 6.0),
+    seed=st.integers(0, 99),
+)
+def test_closed_form_is_autodiff(
+    rows: int, pairs: int, negatives: int, dimension: int, scale: float, seed: int
+) -> None:
+    model = model_of(rows, dimension, negatives)
+    model.set_weights([scale * weight for weight in model.get_weights()])
+    batch = [tf.constant(ids) for ids in batch_of(rows, pairs, negatives, seed)]
+    loss, by_hand = model.closed_form(*batch)
+    tape_loss, by_tape = model.autodiff(*batch)
+    assert loss == tape_loss
+    for hand, tape, others in zip(by_hand, by_tape, reversed(model.get_weights()), strict=True):
+        assert hand.dtype == tape.dtype
+        np.testing.assert_allclose(dense(hand), dense(tape), rtol=1e-12, atol=1e-12 * np.abs(others).max())
+
+
+def test_loss_is_finite_where_scores_are_large() -> None:
+    model = model_of(dtype="float32")
+    model.set_weights([100 * weight for weight in model.get_weights()])
+    loss, gradients = model.closed_form(*(tf.constant(ids) for ids in batch_of(7, 40, 2)))
+    assert np.isfinite(loss)
+    assert all(np.isfinite(dense(gradient)).all() for gradient in gradients)
+
+
+# ---- the step -------------------------------------------------------------------------------------------------------
+
+
+def pairs_as_data(centres: np.ndarray, candidates: np.ndarray, batches: int = 1) -> tf.data.Dataset:
+    data = tf.data.Dataset.from_tensors(((centres, candidates),))
+    return data.repeat(batches)
+
+
+OPTIMIZERS = {
+    "SGD": (lambda: keras.optimizers.SGD(0.1), True),
+    "momentum": (lambda: keras.optimizers.SGD(0.1, momentum=0.9), True),
+    "nesterov": (lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True), True),
+    "companion.SGD": (lambda: companion.SGD(0.1), True),
+    "companion.Momentum": (lambda: companion.Momentum(0.1), True),
+    "clipped SGD": (lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.5), False),
+    "Adam": (lambda: keras.optimizers.Adam(0.1), False),
+    "Adagrad": (lambda: keras.optimizers.Adagrad(0.1), False),
+    "RMSprop": (lambda: keras.optimizers.RMSprop(0.1), False),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("gradients", ["closed_form", "autodiff"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fit_steps_as_with_a_dense_gradient(name: str, gradients: str, jit: bool) -> None:
+    make, _ = OPTIMIZERS[name]
+    centres, candidates = batch_of(7, 40, 2)
+    model = model_of(gradients=gradients)
+    weights = [keras.Variable(weight, dtype="float64") for weight in model.get_weights()]
+    judge = make()
+    for _ in range(3):
+        _, *gradient = reference(*(weight.numpy() for weight in weights), centres, candidates)
+        judge.apply([tf.constant(g) for g in gradient], weights)
+    model.compile(make(), jit_compile=jit)
+    model.fit(pairs_as_data(centres, candidates, 3), shuffle=False, verbose=0)
+    for found, expected in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rows_are_summed_only_where_it_matters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(word2vec, "coalesce", lambda gradient: calls.append(gradient) or gradient)
+    model = model_of()
+    make, adds_up = OPTIMIZERS[name]
+    model.compile(make(), jit_compile=False)
+    model.train_on_batch(tuple(batch_of(7, 5, 2)))
+    assert (not calls) == adds_up
+
+
+@pytest.mark.parametrize("gradients", ["closed_form", "autodiff"])
+def test_rows_that_are_not_in_the_batch_do_not_move(gradients: str) -> None:
+    model = model_of(rows=50, gradients=gradients)
+    before = model.get_weights()
+    model.compile(keras.optimizers.SGD(0.1))
+    model.train_on_batch((np.array([3, 3, 7]), np.array([[1, 2, 2], [4, 3, 1], [1, 1, 1]])))
+    moved = [set(np.flatnonzero((a != b).any(axis=1))) for a, b in zip(before, model.get_weights(), strict=True)]
+    assert moved == [{3, 7}, {1, 2, 3, 4}]
+
+
+def test_closed_form_asks_for_no_whole_table() -> None:
+    """In its graph no operation but the variables' own handles gives anything of the vocabulary's length."""
+    rows = 4321
+    model = model_of(rows=rows)
+    batch = [tf.constant(ids) for ids in batch_of(rows, 5, 2)]
+    large = {}
+    for answer in (SkipGram.closed_form, SkipGram.autodiff):
+        graph = tf.function(lambda *ids, answer=answer: answer(model, *ids)[0]).get_concrete_function(*batch).graph
+        outputs = [tensor for op in graph.get_operations() for tensor in op.outputs]
+        large[answer.__name__] = [t.op.type for t in outputs if t.shape.rank and t.shape[0] == rows]
+    assert large["closed_form"] == []
+    assert "ReadVariableOp" in large["autodiff"]
+
+
+def test_frozen_table_stays() -> None:
+    model = model_of()
+    before = model.get_weights()
+    model.contexts.trainable = False
+    model.compile(keras.optimizers.SGD(0.1))
+    model.train_on_batch(tuple(batch_of(7, 5, 2)))
+    assert (model.get_weights()[1] == before[1]).all()
+    assert (model.get_weights()[0] != before[0]).any()
+
+
+def test_loss_shown_is_the_mean_over_pairs() -> None:
+    model = model_of()
+    model.compile(keras.optimizers.SGD(0.0))
+    batches = [batch_of(7, size, 2, seed=size) for size in (8, 24)]
+    shapes = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None, 3), tf.int64))
+    data = tf.data.Dataset.from_generator(lambda: ((batch,) for batch in batches), output_signature=(shapes,))
+    expected = sum(reference(*model.get_weights(), *batch)[0] for batch in batches) / 32
+    history = model.fit(data, steps_per_epoch=2, shuffle=False, verbose=0).history
+    assert abs(history["loss"][0] - expected) < 1e-5
+    assert list(history) == ["loss"]
+    assert abs(model.evaluate(data, steps=2, verbose=0) - expected) < 1e-5
+
+
+def test_scores_are_what_predict_returns() -> None:
+    model, (centres, candidates) = model_of(), batch_of(7, 5, 2)
+    u, v = model.get_weights()
+    expected = (u[centres][:, None] * v[candidates]).sum(axis=2)
+    np.testing.assert_allclose(model.predict((centres, candidates), verbose=0), expected, rtol=1e-6)
+
+
+# ---- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def all_pairs(data: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    batches = [batch for (batch,) in data.as_numpy_iterator()]
+    return tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))  # type: ignore[return-value]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 12), min_size=2, max_size=6),
+    window=st.integers(1, 4),
+    negatives=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_pairs_stand_near_each_other_and_negatives_are_none(
+    lengths: list[int], window: int, negatives: int, seed: int
+) -> None:
+    """Every word of the text occurs once, so that a pair says where it comes from."""
+    words = [f"w{number}" for number in range(sum(lengths) + 12)]
+    ends = list(itertools.accumulate([12, *lengths]))
+    texts = [words[start:end] for start, end in itertools.pairwise([0, *ends])]
+    arguments: dict[str, Any] = {"window": window, "negatives": negatives, "batch_size": 2, "subsample": None}
+    data = skip_gram_pairs(texts, words, **arguments, seed=seed)
+    centres, candidates = all_pairs(data)
+    text_of = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+    contexts, drawn = candidates[:, 0], candidates[:, 1:]
+    assert (np.abs(centres - contexts) <= window).all()
+    assert (centres != contexts).all()
+    assert (text_of[centres] == text_of[contexts]).all()
+    assert (drawn != contexts[:, None]).all()
+    assert len(centres) == 2 * len(list(data))
+
+
+def test_each_pass_draws_anew_and_each_dataset_alike() -> None:
+    texts = [["a", "b", "c", "d"] * 50]
+    words = vocabulary(texts)
+    first, second = (skip_gram_pairs(texts, words, batch_size=16, seed=3) for _ in range(2))
+    one, other = all_pairs(first), all_pairs(second)
+    assert all((a == b).all() for a, b in zip(one, other, strict=True))
+    assert any(a.shape != b.shape or (a != b).any() for a, b in zip(one, all_pairs(first), strict=True))
+    assert (all_pairs(skip_gram_pairs(texts, words, batch_size=16, seed=4))[0] != one[0]).any()
+
+
+def test_windows_and_negatives_are_drawn_as_defined() -> None:
+    """Shares of distances, and of random words, against their probabilities; five standard deviations."""
+    random = np.random.default_rng(0)
+    text = [f"w{number}" for number in np.minimum(random.geometric(0.3, 40_000), 8)]
+    words = vocabulary([text])
+    centres, candidates = all_pairs(skip_gram_pairs([text], words, window=3, negatives=4, subsample=None))
+    counts = np.array([collections.Counter(text)[word] for word in words])
+    noise = counts**0.75 / (counts**0.75).sum()
+    drawn, size = candidates[:, 1:], candidates[:, 1:].size
+    expected = sum(
+        (candidates[:, 0] == context).mean()
+        * np.where(np.arange(len(words)) == context, 0, noise)
+        / (1 - noise[context])
+        for context in range(len(words))
+    )
+    assert (np.abs(np.bincount(drawn.ravel()) / size - expected) < 5 * np.sqrt(expected / size)).all()
+
+    numbered = [[f"n{number}" for number in range(40_000)]]
+    centres, candidates = all_pairs(skip_gram_pairs(numbered, numbered[0], window=3, subsample=None))
+    shares = np.bincount(np.abs(centres - candidates[:, 0]))[1:] / len(centres)
+    np.testing.assert_allclose(shares, [3 / 6, 2 / 6, 1 / 6], atol=5 * 0.5 / np.sqrt(len(centres)))
+    assert abs(len(centres) - 4 * 40_000) < 2000
+
+
+@pytest.mark.parametrize("subsample", [0.01, None])
+def test_frequent_words_are_thinned_by_the_rule(subsample: float | None) -> None:
+    """In one long text without order, a word's share of the pairs is its share of what is kept."""
+    is_rare = np.random.default_rng(0).random(100_000) < 0.1
+    text = list(np.where(is_rare, "rare", "often"))
+    share = np.array([1 - is_rare.mean(), is_rare.mean()])
+    keep = np.ones(2) if subsample is None else np.sqrt(subsample / share) + subsample / share
+    centres, _ = all_pairs(skip_gram_pairs([text], ["often", "rare"], window=1, subsample=subsample, batch_size=64))
+    kept = keep * share
+    assert abs((centres == 1).mean() - kept[1] / kept.sum()) < 5 * 0.5 / np.sqrt(len(centres))
+    assert abs(len(centres) / (2 * 100_000 * kept.sum()) - 1) < 0.02
+
+
+def test_words_outside_the_vocabulary_close_the_gap() -> None:
+    texts = [["a", "?", "b"]] * 20
+    centres, candidates = all_pairs(skip_gram_pairs(texts, ["a", "b"], window=1, batch_size=4, subsample=None))
+    assert set(zip(centres, candidates[:, 0], strict=True)) == {(0, 1), (1, 0)}
+
+
+def test_vocabulary_is_ranked() -> None:
+    texts = [list("bbba"), list("aacccd")]
+    assert vocabulary(texts, min_count=3) == ["a", "b", "c"]
+    assert vocabulary(texts, min_count=1, max_size=2) == ["a", "b"]
+    assert vocabulary([[*"aab"]], min_count=2) == ["a"]
+
+
+# ---- vectors --------------------------------------------------------------------------------------------------------
+
+WORDS = ("north", "naïve", "east", "south")
+VECTORS = np.array([[0.0, 2.0], [1.0, 1.5], [3.0, 0.0], [0.0, -0.1]])
+
+
+def compass(**arguments: Any) -> SkipGram:
+    model = SkipGram(4, 2, words=WORDS, dtype="float64", **arguments)
+    model.centres.set_weights([VECTORS])
+    return model
+
+
+def test_most_similar_are_the_smallest_angles() -> None:
+    found = compass().most_similar("north")
+    assert [word for word, _ in found] == ["naïve", "east", "south"]
+    np.testing.assert_allclose([cosine for _, cosine in found], [1.5 / np.hypot(1, 1.5), 0, -1], atol=1e-12)
+    assert compass().most_similar(2, count=1)[0][0] == "naïve"
+    numbers = SkipGram(4, 2, dtype="float64")
+    numbers.centres.set_weights([VECTORS])
+    assert [row for row, _ in numbers.most_similar(0)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("word", ["west", 4, -1, None, 1.5])
+def test_word_that_is_not_there(word: Any) -> None:
+    with pytest.raises(KeyError, match="is not in the vocabulary"):
+        compass().most_similar(word)
+
+
+def test_gensim_reads_the_vectors_and_finds_the_same_neighbours(tmp_path: pathlib.Path) -> None:
+    gensim = pytest.importorskip("gensim.models")
+    model = compass()
+    model.save_word2vec_format(tmp_path / "vectors.txt")
+    vectors = gensim.KeyedVectors.load_word2vec_format(tmp_path / "vectors.txt")
+    assert tuple(vectors.index_to_key) == WORDS
+    np.testing.assert_array_equal(vectors.vectors, VECTORS.astype("float32"))
+    for word in WORDS:
+        ours, theirs = model.most_similar(word), vectors.most_similar(word)
+        assert [name for name, _ in ours] == [name for name, _ in theirs]
+        np.testing.assert_allclose([c for _, c in ours], [c for _, c in theirs], atol=1e-6)
+
+
+def test_text_format_is_that_of_word2vec(tmp_path: pathlib.Path) -> None:
+    compass().save_word2vec_format(tmp_path / "vectors.txt")
+    lines = (tmp_path / "vectors.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == ["4 2", "north 0.0 2.0", "naïve 1.0 1.5", "east 3.0 0.0", "south 0.0 -0.1"]
+
+
+def test_saved_model_is_the_same_and_trains_on_alike(tmp_path: pathlib.Path) -> None:
+    model = compass(gradients="autodiff", negatives=2, seed=7)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    batch = batch_of(4, 6, 2)
+    model.train_on_batch(batch)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.get_config() == model.get_config()
+    assert loaded.most_similar("north") == model.most_similar("north")
+    for each in (model, loaded):
+        each.train_on_batch(batch)
+    for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_initial_vectors_are_those_of_the_paper_and_follow_the_seed() -> None:
+    one, same, other = (SkipGram(300, 10, seed=seed).get_weights() for seed in (1, 1, 2))
+    assert np.abs(one[0]).max() <= 0.05
+    assert np.abs(one[0]).max() > 0.049
+    assert (one[1] == 0).all()
+    assert (one[0] == same[0]).all()
+    assert (one[0] != other[0]).any()
+
+
+def test_training_finds_who_keeps_the_same_company() -> None:
+    """Two groups of words that never meet: every nearest neighbour is of a word's own group."""
+    random = np.random.default_rng(0)
+    groups = [[f"{name}{number}" for number in range(4)] for name in "ab"]
+    texts = [list(random.choice(groups[number % 2], 12)) for number in range(400)]
+    words = vocabulary(texts)
+    model = SkipGram(len(words), 8, words=words, seed=0)
+    model.compile(keras.optimizers.SGD(0.05))
+    pairs = skip_gram_pairs(texts, words, batch_size=64, subsample=None)
+    losses = model.fit(pairs, epochs=3, shuffle=False, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert all(model.most_similar(word, 1)[0][0][0] == word[0] for word in words)
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"vocabulary_size": 1}, r"`vocabulary_size` must be an integer ≥ 2\. Received: vocabulary_size=1"),
+        ({"vocabulary_size": 2.5}, "`vocabulary_size` must be an integer"),
+        ({"dimension": 0}, "`dimension` must be an integer ≥ 1"),
+        ({"dimension": True}, "`dimension` must be an integer ≥ 1"),
+        ({"negatives": 0}, "`negatives` must be an integer ≥ 1"),
+        ({"gradients": "by_hand"}, r"`gradients` must be 'closed_form' or 'autodiff'\. Received: gradients='by_hand'"),
+        ({"words": ["a", "b"]}, r"`words` must have 3 different entries\. Received: 2"),
+        ({"words": ["a", "b", "a"]}, "`words` must have 3 different entries"),
+        ({"dtype": "float16"}, r"`dtype` must be float32 or float64\. Received: dtype=float16"),
+        ({"dtype": "mixed_float16"}, "mixed_float16"),
+    ],
+)
+def test_bad_model(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SkipGram(**{"vocabulary_size": 3, **arguments})
+
+
+def test_loss_is_refused_before_a_weight_moves() -> None:
+    model = model_of()
+    before = model.get_weights()
+    model.compile("sgd", loss="mse")
+    with pytest.raises(ValueError, match=r"`loss` must be left out.*Received: compile\(loss='mse'\)"):
+        model.train_on_batch(tuple(batch_of(7, 5, 2)))
+    assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_data_with_another_number_of_negatives_are_refused_before_a_weight_moves() -> None:
+    model = model_of()
+    before = model.get_weights()
+    model.compile(keras.optimizers.SGD(0.1))
+    with pytest.raises(ValueError, match=r"`negatives` = 2 .*Received: 4"):
+        model.train_on_batch(tuple(batch_of(7, 5, 4)))
+    assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"window": 0}, "`window` must be an integer ≥ 1"),
+        ({"negatives": 0}, "`negatives` must be an integer ≥ 1"),
+        ({"batch_size": 0}, "`batch_size` must be an integer ≥ 1"),
+        ({"subsample": 0}, r"`subsample` must be a number > 0, or None"),
+        ({"words": ["a"]}, "two different words"),
+        ({"documents": []}, "two different words"),
+        ({"documents": [[], ["?"]]}, "two different words"),
+        ({"batch_size": 9999}, r"give about \d+ pairs, less than `batch_size`=9999"),
+    ],
+)
+def test_bad_pairs(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        skip_gram_pairs(**{"documents": [["a", "b"] * 9], "words": ["a", "b"], "batch_size": 4, **arguments})
+
+
+@pytest.mark.parametrize("words", [None, ("a b", "c", "d", "e"), ("", "c", "d", "e")])
+def test_what_cannot_be_written_leaves_no_file(words: Any, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"made with `words`|white space"):
+        SkipGram(4, 2, words=words).save_word2vec_format(tmp_path / "vectors.txt")
+    assert list(tmp_path.iterdir()) == []
