@@ -285,8 +285,9 @@ def chebyshev(stages: int, damping: float = 0.05) -> ButcherTableau:
         >>> round(stability_limit(chebyshev(5)), 1)
         48.5
     """
+    coefficients = chebyshev_coefficients(stages, damping)
     rows = [np.zeros(stages)]  # of the points: how much of each slope they have gone along
-    for j, (mu, nu, step) in enumerate(chebyshev_coefficients(stages, damping), start=1):
+    for j, (mu, nu, step) in enumerate(coefficients, start=1):
         row = mu * rows[j - 1] + (nu * rows[j - 2] if j > 1 else 0)
         row[j - 1] += step
         rows.append(row)

@@ -156,10 +156,11 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
 
     def inject(self, model: keras.Model, micro_batches: int = 1) -> keras.Model:
         """Does :func:`inject` on a model that was compiled with this optimizer, and returns it."""
-        if isinstance(model, keras.Model) and self not in _wrapped_by(model.optimizer):
+        theirs = getattr(model, "optimizer", None)
+        if isinstance(model, keras.Model) and self not in _wrapped_by(theirs):
             raise ValueError(
                 "`model` must be compiled with this optimizer first: model.compile(optimizer=optimizer, ...). "
-                f"Received: model={model.name!r} with optimizer={model.optimizer!r}"
+                f"Received: model={model.name!r} with optimizer={theirs!r}"
             )
         return inject(model, micro_batches)
 
@@ -171,7 +172,8 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         """
         if not isinstance(oracle, GradientOracle):
             raise TypeError(f"`oracle` must be a companion.GradientOracle. Received: oracle={oracle!r}")
-        _take_step(self, oracle)
+        theirs = oracle.model.optimizer  # where the loss is scaled, Keras has wrapped the optimizer to do it
+        _take_step(theirs if self in _wrapped_by(theirs) else self, oracle)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Applies the direction. Raises ``RuntimeError`` if nobody has asked for it."""
