@@ -82,7 +82,10 @@ def _sam(answer: Any) -> str | None:
     except TypeError:
         return "the class must be called as SAM(learning_rate, rho=...)."
     found = _after_step(optimizer)
-    same = lambda expected: all(np.allclose(f, e, atol=1e-5) for f, e in zip(found, expected, strict=True))  # noqa: E731
+
+    def same(expected: list[np.ndarray]) -> bool:
+        return all(np.allclose(f, e, atol=1e-5) for f, e in zip(found, expected, strict=True))
+
     if same(_expected(0.0, h)):
         return "this is gradient descent: return the second answer, the one from θ + ρ g / ‖g‖."
     if same(_expected(-rho, h)):
