@@ -534,7 +534,7 @@ def stability_polynomial(method: Any) -> Polynomial:
     a, b, ones = np.array(method.a), np.array(method.b), np.ones(len(method.b))
     powers = itertools.accumulate(range(len(b) - 1), lambda vector, _: a @ vector, initial=ones)
     coefficients = np.array([1.0, *(float(b @ vector) for vector in powers)])
-    return Polynomial(np.trim_zeros(np.where(np.abs(coefficients) < 1e-15, 0, coefficients), "b"))
+    return Polynomial(np.trim_zeros(coefficients, "b"))
 
 
 def stability_limit(method: Any, axis: str = "real") -> float:

@@ -572,3 +572,15 @@ def test_euler_follows_the_modified_flow_one_order_closer() -> None:
             errors[name].append(float(np.linalg.norm(end - exact)))
     assert observed_order(sizes, errors["flow"]) == pytest.approx(2, abs=0.1)
     assert observed_order(sizes, errors["modified"]) == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize("stages", [2, 5, 10])
+def test_polynomial_of_chebyshev_is_that_of_chebyshev(stages: int) -> None:
+    """R(z) = T_s(w0 + w1 z) / T_s(w0), whose highest coefficients are tiny and carry it all at the limit."""
+    first_kind = np.polynomial.Chebyshev.basis(stages)
+    centre = 1 + 0.05 / stages**2
+    scale = first_kind(centre) / first_kind.deriv()(centre)
+    z = -np.linspace(0, gradient_flow.stability_limit(gradient_flow.chebyshev(stages)), 50)
+    expected = first_kind(centre + scale * z) / first_kind(centre)
+    found = gradient_flow.stability_polynomial(gradient_flow.chebyshev(stages))(z)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
