@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from companion import gradient_flow
 from companion.gradient_flow import (
     TABLEAUX,
     ButcherTableau,
