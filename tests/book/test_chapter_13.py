@@ -299,7 +299,7 @@ def test_the_first_correction_of_heun(method: str) -> None:
 
 
 @pytest.mark.claim(
-    "The better the integrator, the less it adds to the loss; and what Heun adds is, in general, not even the slope "
+    "The better the integrator, the less it adds to the loss; and what Heun adds is, in general, not even the gradient "
     "of a loss.",
     chapter="13",
 )
