@@ -69,4 +69,4 @@ def test_all_finite(shape: tuple[int, ...], kind: float) -> None:
     expected = bool(np.isfinite(values).all())
     assert bool(all_finite([tf.ones(2), tf.constant(values)])) is expected
     if len(shape) == 2:
-        assert bool(all_finite([tf.IndexedSlices(values, [0, 0], [5, shape[1]])])) is expected
+        assert bool(all_finite([tf.IndexedSlices(tf.constant(values), tf.constant([0, 0]), [5, shape[1]])])) is expected
