@@ -15,7 +15,10 @@ SHAPES = ((6, 2), (3,), ())
 def gradients_of(generator: np.random.Generator) -> list[Any]:
     """A sparse gradient, in which ids may repeat, and two dense ones."""
     rows, ids = generator.normal(size=(4, 2)), generator.integers(0, 6, 4)
-    return [tf.IndexedSlices(rows, ids, [6, 2]), *(tf.constant(generator.normal(size=shape)) for shape in SHAPES[1:])]
+    return [
+        tf.IndexedSlices(tf.constant(rows), tf.constant(ids), tf.constant([6, 2], tf.int64)),
+        *(tf.constant(generator.normal(size=shape)) for shape in SHAPES[1:]),
+    ]
 
 
 def dense(gradient: Any) -> np.ndarray:
