@@ -37,8 +37,8 @@ def _rate(answer: Any) -> str | None:
     if worst >= _BEST_OF_EULER:
         which = "flattest" if factors.argmax() < len(factors) // 2 else "steepest"
         return (
-            f"one step of Runge–Kutta 4 leaves {worst:.4f} of the {which} direction, and gradient descent, at its best "
-            f"rate, {_BEST_OF_EULER:.4f}. A {'longer' if which == 'flattest' else 'shorter'} step shrinks it more."
+            f"one step of Runge–Kutta 4 leaves {worst:.6f} of the {which} direction, and gradient descent, at its best "
+            f"rate, {_BEST_OF_EULER:.6f}. A {'longer' if which == 'flattest' else 'shorter'} step shrinks it more."
         )
     return None  # per gradient it is worse at every stable rate
 
@@ -50,7 +50,10 @@ def _largest_stable(answer: Any) -> str | None:
     if not _takes(answer, 2):
         return "give the function `largest_stable` itself: it takes the damping and the frequency."
     cases = np.array([(0.1, 1.0), (0.5, 2.0), (2.0, 0.0), (0.0, 3.0)])
-    found = [answer(float(damping), float(frequency)) for damping, frequency in cases]
+    try:
+        found = [answer(float(damping), float(frequency)) for damping, frequency in cases]
+    except ZeroDivisionError:
+        return "it divides by zero for a game without damping, or without frequency. Solve |1 + hλ|² = 1 for h."
     if any(value is ... for value in found):
         return "`largest_stable` still returns `...`."
     if any(value is None for value in found):
@@ -104,7 +107,7 @@ def _which(answer: Any) -> str | None:
         return f"each value must be one of {', '.join(methods)}."
     hints = {
         "A": "A: noise hides any truncation error. Which method won the race on batches of 32?",
-        "B": "B: κ is large and memory forbidden. Which method without memory has the most stability per gradient?",
+        "B": "B: κ is large, and nothing may be remembered. Which of these has the most stability per gradient?",
         "C": "C: with several frequencies an accurate method goes round. Whose error points inwards?",
         "D": "D: here the path itself is wanted. Which method follows it most closely?",
     }

@@ -332,40 +332,13 @@ def edge(h: float | None = None, steps: int | None = None, methods: Any = ("eule
                 losses.append(float(f"{net(theta)[0]:.6g}"))
             theta = step(theta, lambda values: net(values)[1])
         settled = float(np.median(products[-len(products) // 4 :]))
-        curves.append({"method": method, "settled": settled, "products": products, "losses": losses})
+        slopes = []  # along the steepest direction, at the end, one step after another
+        for _ in range(8):
+            slopes.append(float(f"{net(theta)[1] @ vector:.6g}"))
+            theta = step(theta, lambda values: net(values)[1])
+        curves.append({"method": method, "settled": settled, "products": products, "losses": losses, "slopes": slopes})
         print(f"  edge {method:8} {settled:.3f} loss {losses[-1]:.5f}", products[:: len(products) // 8], flush=True)
     return {**EDGE, "h": h, "steps": steps, "curves": curves}
-
-
-def adaptive(rtol: float = 1e-3, atol: float = 1e-6, accepted: int = 400) -> dict[str, Any]:
-    """Experiment 5: Bogacki and Shampine's pair chooses its steps; h times sharpness before each fifth step."""
-    net, tableau = network(32), gradient_flow.tableau("rk23")
-    a, b, other = np.array(tableau.a), np.array(tableau.b), np.array(tableau.b_embedded)
-    theta, vector, h, rejected, k = net.start(1), None, 0.1, 0, 0
-    steps, products, losses, spent = [], [], [], 0
-    while k < accepted:
-        slopes = np.zeros((4, theta.size))
-        for stage in range(4):
-            slopes[stage] = net(theta - h * (a[stage, :stage] @ slopes[:stage]))[1]
-        spent += 4
-        new = theta - h * (b @ slopes)
-        allowed = atol + rtol * np.maximum(np.abs(theta), np.abs(new))
-        error = np.sqrt(np.mean((h * ((b - other) @ slopes) / allowed) ** 2))
-        factor = min(5.0, max(0.2, 0.9 * error ** (-1 / 3)))
-        if error > 1:
-            rejected += 1
-        else:
-            if k % 5 == 0:
-                value, vector = net.sharpness(theta, vector)
-                steps.append(float(f"{h:.6g}"))
-                products.append(float(f"{h * value:.6g}"))
-                losses.append(float(f"{net(theta)[0]:.6g}"))
-            theta, k = new, k + 1
-        h *= factor if error <= 1 else min(factor, 1.0)
-    late = products[len(products) // 2 :]
-    print(f"  adaptive: median {np.median(late):.3f}, rejected {rejected}, loss {losses[-1]}", flush=True)
-    return {"rtol": rtol, "atol": atol, "accepted": accepted, "rejected": rejected, "spent": spent, "every": 5,
-            "step_sizes": steps, "products": products, "losses": losses, "median": float(np.median(late))}  # fmt: skip
 
 
 def main() -> None:
@@ -377,7 +350,6 @@ def main() -> None:
         "races": races(),
         "claim": claim(),
         "edge": edge(),
-        "adaptive": adaptive(),
     }
     OUTPUT.write_text(json.dumps(report) + "\n")
 

@@ -55,12 +55,12 @@ NAMES = {
 
 def test_the_chapter_shows_the_record() -> None:
     for name, row in in_chapter("record").items():
-        for (h, mean, spread), which in zip(row, ("logistic", "full batch", "batches of 32"), strict=True):
+        for shown, which in zip(row, ("logistic", "full batch", "batches of 32"), strict=True):
             found = race(which).get(NAMES[name])
+            assert (found is None) == (shown is None)
             if found is None:
-                assert (h, mean, spread) == (0, 0, 0)
                 continue
-            assert (h, mean, spread) == pytest.approx((found["h"], found["mean"], found["spread"]), rel=1e-3, abs=6e-5)
+            assert shown == pytest.approx((found["h"], found["mean"], found["spread"]), rel=1e-3, abs=6e-5)
 
 
 def test_the_record_is_what_its_runs_say() -> None:
@@ -243,20 +243,37 @@ def test_the_bowl_by_the_formula() -> None:
 
 
 @pytest.mark.claim(
-    "With damping 2s²/(κ − 1) nothing sticks out anywhere between 1 and κ, and the method is Chebyshev's iteration",
+    "With damping 2s²/(κ − 1), no method of $s$ stages shrinks all curvatures from 1 to κ faster than Chebyshev's.",
     chapter="12",
 )
-@pytest.mark.parametrize("stages", [2, 5, 10])
-def test_tuned_damping_is_chebyshevs_iteration(stages: int) -> None:
+@pytest.mark.parametrize(
+    ("stages", "factor"),
+    [(2, 2), (5, 2), (10, 2), pytest.param(5, 0.2, marks=pytest.mark.xfail(strict=True, reason="less damping"))],
+)
+def test_tuned_damping_is_the_best(stages: int, factor: float) -> None:
+    """Against the best polynomial of that degree with R(0) = 1, by linear programming and in closed form."""
+    from scipy.optimize import linprog
+
     kappa = 100
-    damping = 2 * stages**2 / (kappa - 1)
-    method = gradient_flow.chebyshev(stages, damping)
+    method = gradient_flow.chebyshev(stages, factor * stages**2 / (kappa - 1))
     modes = np.geomspace(1, kappa, 500)
-    best = 1.0
-    for h in np.linspace(0.9, 1, 400) * gradient_flow.stability_limit(method) / kappa:
-        end = gradient_flow.integrate(lambda t, h=h: h * modes * t, np.ones(500), 1.0, 1, method)[-1]
-        best = min(best, np.abs(end).max())
-    assert best == pytest.approx(1 / np.cosh(stages * np.arccosh((kappa + 1) / (kappa - 1))), rel=0.02)
+    amplify = gradient_flow.stability_polynomial(method)
+    rates = np.linspace(0.9, 1, 400) * gradient_flow.stability_limit(method) / kappa
+    found = np.abs(amplify(-np.multiply.outer(rates, modes))).max(axis=1).min()
+    expected = 1 / np.cosh(stages * np.arccosh((kappa + 1) / (kappa - 1)))
+    assert found == pytest.approx(expected, rel=0.02)
+    # R in the basis of Chebyshev's polynomials on the interval, and the bound on |R| there, which is minimised
+    table = np.polynomial.chebyshev.chebvander((2 * modes - kappa - 1) / (kappa - 1), stages)
+    at_zero = np.polynomial.chebyshev.chebvander(-(kappa + 1) / (kappa - 1), stages)
+    best = linprog(
+        [0] * (stages + 1) + [1],
+        A_ub=np.hstack([np.vstack([table, -table]), -np.ones((1000, 1))]),
+        b_ub=np.zeros(1000),
+        A_eq=np.append(at_zero, 0)[None],
+        b_eq=[1],
+        bounds=(None, None),
+    )
+    assert best.fun == pytest.approx(expected, rel=0.01)
 
 
 # ---- noise and truncation -------------------------------------------------------------------------------------------
@@ -336,13 +353,43 @@ def test_recorded_sharpness_is_that_of_the_hessian() -> None:
     assert edge["curves"][0]["products"][0] == pytest.approx(edge["h"] * float(value), rel=1e-3)
 
 
+def sides(method: str, steps: int) -> np.ndarray:
+    """The signs of the gradient along the steepest direction, four steps on end, at the edge."""
+    data = datasets.digits("float64")
+    net = Network(32, "squares", data.x_train[:200], data.y_train[:200])
+    end = gradient_flow.integrate(lambda values: net(values)[1], net.start(1), 0.4, steps, method)[-1]
+    sharpness, vector = net.sharpness(end)
+    assert 0.4 * sharpness == pytest.approx(gradient_flow.stability_limit(method), rel=0.02)
+    path = gradient_flow.integrate(lambda values: net(values)[1], end, 0.4, 3, method)
+    slopes = np.array([net(point)[1] @ vector for point in path])
+    assert np.abs(slopes).min() > 0.9 * np.abs(slopes).max() > 1e-3
+    return np.sign(slopes) * np.sign(slopes[0])
+
+
 @pytest.mark.claim(
-    "The adaptive method ends at its stability limit, not at an accuracy that anybody asked for.", chapter="12"
+    "At its limit Euler throws the weights from wall to wall of the valley; Heun leaves them hanging on one wall.",
+    chapter="12",
 )
-def test_adaptive_steps_end_at_the_limit() -> None:
-    found = record()["adaptive"]
-    late = found["products"][len(found["products"]) // 2 :]
-    assert np.median(late) == pytest.approx(gradient_flow.stability_limit("rk23"), rel=0.02)
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("euler", [1, -1, 1, -1]),
+        ("heun", [1, 1, 1, 1]),
+        pytest.param("heun", [1, -1, 1, -1], marks=pytest.mark.xfail(strict=True, reason="it stays on one side")),
+    ],
+)
+def test_side_of_the_valley_at_the_edge(method: str, expected: list[int]) -> None:
+    np.testing.assert_array_equal(sides(method, 3500), expected)
+
+
+@pytest.mark.parametrize(("name", "side"), [("Euler", -1), ("Heun", 1), ("Kutta 3", -1), ("Runge–Kutta 4", 1)])
+def test_slopes_at_the_end_are_the_record(name: str, side: int) -> None:
+    (curve,) = [each for each in record()["edge"]["curves"] if each["method"] == NAMES[name]]
+    shown = np.array(in_chapter("slopes")[name])
+    np.testing.assert_allclose(shown, curve["slopes"][:4], atol=6e-5)
+    np.testing.assert_array_equal(np.sign(shown[1:]), side * np.sign(shown[:-1]))
+    z = -gradient_flow.stability_limit(NAMES[name])
+    assert amplification(NAMES[name], z) == pytest.approx(side, abs=1e-6)
 
 
 # ---- games ----------------------------------------------------------------------------------------------------------
@@ -428,11 +475,11 @@ def test_runge_kutta_against_adam() -> None:
     assert (rk4 < accuracy(8, "adam, four times the steps")).all()
     assert accuracy(8, "euler").mean() == pytest.approx(rk4.mean(), abs=0.1)
     shown = in_chapter("claim")
-    for name, key in (
-        ("Runge–Kutta 4", "rk4, per step"), ("Runge–Kutta 4, a quarter of the steps", "rk4, per gradient"),
-        ("Adam", "adam"), ("Adam, four times the steps", "adam, four times the steps"),
-        ("Euler", "euler"), ("momentum", "momentum"),
+    for row, key in (
+        (("Runge–Kutta 4", "1", "4"), "rk4, per step"), (("Runge–Kutta 4", "1/4", "1"), "rk4, per gradient"),
+        (("Adam", "1", "1"), "adam"), (("Adam", "4", "4"), "adam, four times the steps"),
+        (("Euler", "1", "1"), "euler"), (("momentum", "1", "1"), "momentum"),
     ):  # fmt: skip
-        for (mean, spread), batch in zip(shown[name], (8, 360), strict=True):
+        for (mean, spread), batch in zip(shown[row], (8, 360), strict=True):
             found = accuracy(batch, key)
             assert (mean, spread) == pytest.approx((found.mean(), found.std(ddof=1)), abs=0.006)

@@ -30,6 +30,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("12.1", True, "a number"),
     ("12.1", -0.02, "greater than 0"),
     ("12.1", 0.01, "longer step"),
+    ("12.1", 0.02, "0.980199"),  # gradient descent: 0.980198
     ("12.1", 0.02784, "shorter step"),
     ("12.1", 0.1, "too long"),
     ("12.2", None, "function"),
@@ -41,6 +42,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("12.2", lambda a, w: 2 / np.hypot(a, w), "modulus"),
     ("12.2", lambda a, w: a / (a**2 + w**2), "fastest"),
     ("12.2", lambda a, w: 1.04, "without damping"),
+    ("12.2", lambda a, w: 2 / a, "divides by zero"),
     ("12.2", lambda a, w: 2 * a, "must not exceed"),
     ("12.3", None, "ButcherTableau"),
     ("12.3", 8.0, "ButcherTableau"),
@@ -55,7 +57,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("12.4", {**CHOICE, "A": "adam"}, "one of"),
     ("12.4", {**CHOICE, "A": ["momentum"]}, "one of"),
     ("12.4", {**CHOICE, "A": "rk4"}, "noise"),
-    ("12.4", {**CHOICE, "B": "momentum"}, "forbidden"),
+    ("12.4", {**CHOICE, "B": "momentum"}, "remembered"),
     ("12.4", {**CHOICE, "C": "rk4"}, "goes round"),
     ("12.4", {**CHOICE, "D": "momentum"}, "path itself"),
 ]
