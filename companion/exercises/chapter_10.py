@@ -59,7 +59,7 @@ _SUSPECTS = {
 _FAULTS = {
     "A": "A is nearly right: one of its questions is asked in the wrong place. Halve the step where rounding is far.",
     "B": "B keeps what it promises. Are your errors still above rounding, some 1e-14?",
-    "C": "C weighs its answers in the wrong order. Compare with the exact flow, not with a run of C itself.",
+    "C": "C weighs its answers in the wrong order. Halve the step until its slope is steady.",
     "D": "D is not what you say.",
 }
 

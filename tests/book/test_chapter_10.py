@@ -274,6 +274,22 @@ def test_the_slope_of_rk4_with_other_weights(weights: list[float], order: int) -
         gradient_flow.ButcherTableau(four.a, weights, four.c, order=order + 1)
 
 
+@pytest.mark.claim("The distance between a run and the run with half its step shrinks by the same $2^p$.", chapter="10")
+@pytest.mark.parametrize(
+    ("step", "order"),
+    [(heun, 2), (kutta3, 3), (rk4, 4), (equal_weights, 2), wrong(equal_weights, 4, why="the mistake")],
+)
+def test_no_exact_end_is_needed(step: Step, order: int) -> None:
+    ends = []
+    for steps in (16, 32, 64):
+        theta = START
+        for _ in range(steps):
+            theta = step(gradient, theta, 1 / steps)
+        ends.append(theta)
+    coarse, fine = (np.linalg.norm(later - earlier) for earlier, later in itertools.pairwise(ends))
+    assert np.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+
+
 # ---- stability ------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +356,19 @@ def test_how_far_chebyshev_steps(stages: int, share: float, is_stable: bool) -> 
     assert limit(lambda z: (1 + z / stages) ** stages, 3 * stages) == pytest.approx(2 * stages, rel=1e-3)
 
 
+@pytest.mark.claim(
+    "A tenth beyond its limit, one step of ten Chebyshev stages multiplies the steepest direction by 242, and ten "
+    "steps of gradient descent by six.",
+    chapter="10",
+)
+@pytest.mark.parametrize("share", [1.1, wrong(1.05, why="half as far beyond")])
+def test_how_fast_chebyshev_diverges(share: float) -> None:
+    reach = chebyshev(10)[1]
+    one_step = gradient_flow.integrate(lambda theta: theta, 1.0, share * reach, 1, gradient_flow.chebyshev(10))
+    assert abs(one_step[-1]) == pytest.approx(242, abs=0.5)
+    assert abs(gradient_flow.integrate(lambda theta: theta, 1.0, share * 2, 10)[-1]) == pytest.approx(6, abs=0.5)
+
+
 # ---- logistic regression on the digits ------------------------------------------------------------------------------
 
 
@@ -387,8 +416,9 @@ def logistic() -> Logistic:
 @pytest.mark.parametrize(
     "gradients", [lambda cost: 60 // cost, wrong(lambda cost: 60, why="as many steps for everyone, at any price")]
 )
-def test_sixty_gradients(logistic: Logistic, gradients: Callable[[int], int]) -> None:
-    part = 0.9 / logistic.steepest
+@pytest.mark.parametrize("share", [0.9, 0.45, 1.35])
+def test_sixty_gradients(logistic: Logistic, gradients: Callable[[int], int], share: float) -> None:
+    part = share / logistic.steepest
     losses = [
         logistic.trained(gradient_flow.chebyshev(10), gradients(10), part * chebyshev(10)[1]),
         logistic.trained(gradient_flow.chebyshev(5), gradients(5), part * chebyshev(5)[1]),
@@ -396,7 +426,24 @@ def test_sixty_gradients(logistic: Logistic, gradients: Callable[[int], int]) ->
         logistic.trained("rk4", gradients(4), part * 2.785),
     ]
     assert losses == sorted(losses)
-    assert losses[2] == pytest.approx(0.272, abs=2e-3)
+    if share == 0.9:
+        assert losses[2] == pytest.approx(0.272, abs=2e-3)
+
+
+@pytest.mark.claim(
+    "On logistic regression momentum 0.9 with Euler's learning rate brings the loss within a tenth of that of ten "
+    "Chebyshev stages, for one gradient a step.",
+    chapter="10",
+)
+@pytest.mark.parametrize("momentum", [0.9, wrong(0.0, why="Euler's method")])
+def test_momentum_is_level_with_chebyshev(logistic: Logistic, momentum: float) -> None:
+    rule = keras.optimizers.SGD(1.8 / logistic.steepest, momentum)
+    theta = keras.Variable(np.zeros((64, 10)), dtype="float64")
+    for _ in range(60):
+        rule.apply([keras.ops.convert_to_tensor(logistic.gradient(theta.numpy()))], [theta])
+    found = logistic.loss_and_gradient(theta.numpy())[0]
+    stages = logistic.trained(gradient_flow.chebyshev(10), 6, 0.9 * chebyshev(10)[1] / logistic.steepest)
+    assert found == pytest.approx(stages, rel=0.1)
 
 
 @pytest.mark.claim("On a convex loss the implicit Euler method is stable for every learning rate.", chapter="10")
@@ -460,7 +507,7 @@ BOWL = np.sqrt(2) * np.diag([1.0, 0.1]), np.sqrt(2) * np.array([1.0, 0.1])  # mi
 @pytest.mark.claim(
     "Once the path is smooth, an adaptive step settles at its method's limit of stability.", chapter="10"
 )
-@pytest.mark.parametrize("rtol", [1e-2, 1e-3])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-5])
 @pytest.mark.parametrize("limit", [2.5127, wrong(2.0, why="Euler's"), wrong(3.3066, why="that of Dormand and Prince")])
 def test_an_adaptive_step_settles(float64: None, rtol: float, limit: float) -> None:
     optimizer = companion.RK23(0.01, rtol=rtol)
