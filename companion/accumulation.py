@@ -14,7 +14,7 @@ import functools
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -22,7 +22,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from companion.injection import brought_by_one, wrapped_by
 from companion.sparse import coalesce
+from companion.sums import GradientSums, all_finite
 
 _CHOICES = {
     "normalize": ("mean", "sum", "weight"),
@@ -55,14 +57,6 @@ def _checked_steps(steps: Any) -> Any:
     return steps if callable(steps) else operator.index(steps)
 
 
-def _wrapped_by(optimizer: Any) -> Iterator[Any]:
-    """Yields the optimizer and all that it wraps, from the outside to the inside."""
-    while optimizer is not None:
-        yield optimizer
-        yield from getattr(optimizer, "optimizers", ())
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-
-
 def _checked_optimizer(optimizer: Any) -> Any:
     """Returns the optimizer, or raises the ``ValueError`` that says why it cannot be wrapped."""
     if not isinstance(optimizer, keras.optimizers.Optimizer):
@@ -70,7 +64,7 @@ def _checked_optimizer(optimizer: Any) -> Any:
             "`optimizer` must be a keras.optimizers.Optimizer; for a name use keras.optimizers.get(name). "
             f"Received: optimizer={optimizer!r}"
         )
-    for layer in _wrapped_by(optimizer):
+    for layer in wrapped_by(optimizer):
         if isinstance(layer, GradientAccumulation):
             problem = "`optimizer` accumulates already: wrap it once, with the product of both `steps`."
         elif isinstance(layer, keras.optimizers.LossScaleOptimizer):
@@ -87,31 +81,6 @@ def _checked_optimizer(optimizer: Any) -> Any:
             continue
         raise ValueError(f"{problem} Received: optimizer={optimizer!r}")
     return optimizer
-
-
-def _values(gradient: Any) -> Any:
-    """The numbers of a gradient: all of a dense one, the given rows of a sparse one."""
-    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _all_finite(gradients: list[Any]) -> Any:
-    """Whether every number is finite. A sum is the cheapest test: an infinity or NaN in it never disappears."""
-    sums = []
-    for values in map(_values, gradients):
-        if (values.shape.rank or 0) > 1 and values.shape[-1]:  # a product with ones is the fastest sum of a matrix
-            values = tf.reshape(values, [-1, values.shape[-1]]) @ tf.ones([values.shape[-1], 1], values.dtype)
-        sums.append(tf.reduce_sum(values))
-    widest = keras.backend.result_type(*(total.dtype.name for total in sums))
-    return tf.math.is_finite(tf.add_n([tf.cast(total, widest) for total in sums]))
-
-
-def _brought_by_one(gradient: Any, here: bool) -> Any:
-    """The merged gradient here, zeros elsewhere: of a sparse one, no rows."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return tf.where(here, gradient, 0)
-    gradient = coalesce(gradient)
-    rows = tf.cast(here, "int32") * tf.size(gradient.indices)
-    return tf.IndexedSlices(gradient.values[:rows], gradient.indices[:rows], gradient.dense_shape)
 
 
 def _nothing() -> None:
@@ -223,9 +192,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         self.on_nonfinite, self.remainder = on_nonfinite, remainder
         self.skipped = self.add_variable((), dtype="int64", aggregation="only_first_replica", name="skipped")
         self._strategy = tf.distribute.get_strategy()
-        # What the calls so far have shown: which variables come together, and which have sparse gradients.
-        self._subsets: frozenset[tuple[int, ...]] = frozenset()
-        self._sparse: frozenset[int] = frozenset()
+        self._subsets: frozenset[tuple[int, ...]] = frozenset()  # of variables that came together so far
 
     # What a user reads and sets is the wrapped optimizer's.
 
@@ -285,29 +252,11 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
         super().build(variables)
-        rows = [int(variable.shape[0]) if len(variable.shape) else 1 for variable in variables]
-        self._first_rows = tuple(np.cumsum([0, *rows]).tolist())
         with keras.name_scope(self.name):
-            self._accumulators = [
-                self._local_variable(f"accumulator_{index}", variable.shape, variable.dtype)
-                for index, variable in enumerate(variables)
-            ]
-            # 0 for each row of each variable that has no gradient in the window.
-            self._touched = self._local_variable("touched", self._first_rows[-1:], "float32")
+            self._sums = GradientSums(variables, self.accumulator_dtype)
+        # Keras saves the variables that are attributes.
+        self._accumulators, self._touched = self._sums.accumulators, self._sums.touched
         self.window = self.add_variable((2, len(variables)), dtype="float64", name="window")
-
-    def _local_variable(self, name: str, shape: Any, dtype: Any) -> keras.Variable:
-        """Zeros that each replica changes for itself and that are saved as their sum, in a dtype for sums."""
-        wide = "float64" in (self.accumulator_dtype, keras.backend.standardize_dtype(dtype))
-        return keras.Variable(
-            "zeros",
-            shape=tuple(shape),
-            dtype="float64" if wide else "float32",
-            trainable=False,
-            aggregation="sum",
-            synchronization="on_read",
-            name=name,
-        )
 
     def _in_window(self, row: int, subset: tuple[int, ...], reduce: Callable[..., Any]) -> Any:
         """The least or the largest of the numbers that ``window`` holds for a subset."""
@@ -351,7 +300,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
             known = {index for other in self._subsets for index in other}
             if not self.loss_scale_factor:  # Keras cannot divide a sparse gradient by it
                 # The kind of gradient that comes first stays the variable's kind in this process.
-                self._sparse |= {i for i in subset if isinstance(pairs[i], tf.IndexedSlices)} - known
+                self._sums.sparse |= {i for i in subset if isinstance(pairs[i], tf.IndexedSlices)} - known
             self._subsets |= {subset}
             self._across_replicas(functools.partial(self._micro_step, subset), [pairs[i] for i in subset], weight)
 
@@ -420,7 +369,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
             self.window.assign_add(added)
 
         def accumulate() -> None:
-            strategy.extended.call_for_each_replica(self._accumulate, args=(subset, gradients, weight))
+            strategy.extended.call_for_each_replica(self._sums.add, args=(subset, gradients, weight))
             count()
 
         def update() -> None:
@@ -444,7 +393,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
     def _end_window(self, subset: tuple[int, ...], strategy: Any, gradients: Any = None, weight: Any = None) -> None:
         """Updates with what the window holds, and with the gradients of a last micro-batch; then empties it."""
         replicas = strategy.extended.call_for_each_replica
-        sums = replicas(self._sums, args=(subset, gradients, weight))
+        sums = replicas(self._sums.read, args=(subset, gradients, weight))
 
         def update() -> None:
             replicas(self._update, args=(subset, sums))
@@ -453,7 +402,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         if self.normalize == "weight":
             conditions.append(self._in_window(_WEIGHT, subset, tf.reduce_max) > 0)
         if self.on_nonfinite == "skip_window":
-            finite = self._everywhere(strategy, _all_finite, sums)
+            finite = self._everywhere(strategy, all_finite, sums)
             lost = tf.cast(self._in_window(_MICRO_BATCHES, subset, tf.reduce_min), "int64")
             tf.cond(finite, _nothing, lambda: self._skip(lost))
             conditions.append(finite)
@@ -464,89 +413,30 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         self._empty_window(subset, strategy)
 
     def _empty_window(self, subset: tuple[int, ...], strategy: Any) -> None:
-        strategy.extended.call_for_each_replica(self._clear, args=(subset,))
+        strategy.extended.call_for_each_replica(self._sums.clear, args=(subset,))
         self.window.assign(tf.math.multiply_no_nan(ops.convert_to_tensor(self.window), 1 - self._members(subset)))
 
     def _skip(self, micro_batches: Any) -> None:
         self.skipped.assign_add(micro_batches)
 
-    # What a replica does with its own sums. A variable that is local to a replica has no method for scattering, so
-    # these are the raw operations.
-
     def _is_usable(self, subset: tuple[int, ...], gradients: list[Any], weight: Any) -> Any:
-        finite = _all_finite([self._wide(*pair, weight) for pair in zip(subset, gradients, strict=True)])
+        finite = all_finite(self._sums.terms(subset, gradients, weight))
         return finite if weight is None else finite & tf.math.is_finite(weight)
-
-    def _wide(self, index: int, gradient: Any, weight: Any = None) -> Any:
-        """The numbers of a gradient in the accumulator's dtype, times the weight."""
-        values = tf.cast(_values(gradient), self._accumulators[index].dtype)
-        return values if weight is None else tf.math.multiply_no_nan(values, tf.cast(weight, values.dtype))
-
-    def _accumulate(self, subset: tuple[int, ...], gradients: list[Any], weight: Any) -> None:
-        for index, gradient in zip(subset, gradients, strict=True):
-            accumulator, values = self._accumulators[index].value, self._wide(index, gradient, weight)
-            if isinstance(gradient, tf.IndexedSlices):
-                tf.raw_ops.ResourceScatterAdd(resource=accumulator.handle, indices=gradient.indices, updates=values)
-                self._touch(index, gradient.indices, 1.0)
-            else:
-                accumulator.assign_add(values)
-                if index in self._sparse:
-                    self._touch(index, tf.range(accumulator.shape[0]), 1.0)
-
-    def _touch(self, index: int, rows: Any, mark: float) -> None:
-        places = rows + tf.constant(self._first_rows[index], rows.dtype)
-        marks = tf.fill(tf.shape(rows), mark)
-        tf.raw_ops.ResourceScatterUpdate(resource=self._touched.value.handle, indices=places, updates=marks)
-
-    def _touched_rows(self, index: int) -> Any:
-        touched = tf.convert_to_tensor(self._touched.value)
-        return tf.where(touched[self._first_rows[index] : self._first_rows[index + 1]] > 0)[:, 0]
-
-    def _read(self, index: int) -> Any:
-        """The sum in an accumulator: for a sparse gradient, its touched rows."""
-        accumulator = self._accumulators[index].value
-        if index not in self._sparse:
-            return tf.convert_to_tensor(accumulator)
-        rows = self._touched_rows(index)
-        values = tf.raw_ops.ResourceGather(resource=accumulator.handle, indices=rows, dtype=accumulator.dtype)
-        return tf.IndexedSlices(values, rows, tf.constant(accumulator.shape.as_list(), "int64"))
-
-    def _clear(self, subset: tuple[int, ...]) -> None:
-        for index in subset:
-            accumulator = self._accumulators[index].value
-            if index in self._sparse:
-                rows = self._touched_rows(index)
-                zeros = tf.zeros([tf.size(rows), *accumulator.shape[1:]], accumulator.dtype)
-                tf.raw_ops.ResourceScatterUpdate(resource=accumulator.handle, indices=rows, updates=zeros)
-                self._touch(index, rows, 0.0)
-            else:
-                accumulator.assign(tf.zeros(accumulator.shape, accumulator.dtype))
-
-    def _sums(self, subset: tuple[int, ...], gradients: list[Any] | None, weight: Any) -> list[Any]:
-        """The sums of the window, with the gradients of a last micro-batch."""
-        last = dict(zip(subset, gradients or (), strict=False))
-        # A dense one is added on the way: to write it would be to read it once and clear it.
-        written = tuple(index for index in last if index in self._sparse or isinstance(last[index], tf.IndexedSlices))
-        self._accumulate(written, [last.pop(index) for index in written], weight)
-        return [self._read(i) + self._wide(i, last[i], weight) if i in last else self._read(i) for i in subset]
 
     def _update(self, subset: tuple[int, ...], sums: list[Any]) -> None:
         """Hands the gradient of the window to the wrapped optimizer."""
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
-            # Keras clips on each replica and sums over replicas afterwards. So one replica brings the merged gradient
-            # and the others bring zeros: a clipped zero is zero, and the sum is the clipped gradient to the last bit.
-            sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
-            sums = [_brought_by_one(total, context.replica_id_in_sync_group == 0) for total in sums]
+            sums = brought_by_one([coalesce(total) for total in context.all_reduce(tf.distribute.ReduceOp.SUM, sums)])
         weights = ops.convert_to_tensor(self.window)[_WEIGHT]
         weights = tf.unstack(tf.where(weights > 0, weights, 1))
         merged, variables = [], [self._trainable_variables[index] for index in subset]
         for index, total, variable in zip(subset, sums, variables, strict=True):
-            values = _values(total)
+            sparse = isinstance(total, tf.IndexedSlices)
+            values = total.values if sparse else total
             if self.normalize != "sum":
                 values = values / tf.cast(weights[index], values.dtype)
             values = tf.cast(values, keras.backend.standardize_dtype(variable.dtype))
-            sparse = isinstance(total, tf.IndexedSlices)
             merged.append(tf.IndexedSlices(values, total.indices, total.dense_shape) if sparse else values)
         self.inner_optimizer.apply(merged, variables)
 
@@ -570,7 +460,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
             return
         everything = tuple(range(len(self._accumulators)))
         if not tf.executing_eagerly():
-            self._end_windows(tuple(sorted(self._subsets)) or (everything,), self._sparse, update)
+            self._end_windows(tuple(sorted(self._subsets)) or (everything,), self._sums.sparse, update)
             return
         is_open, groups = set(np.flatnonzero(self.window.numpy()[_MICRO_BATCHES]).tolist()), []
         for subset in (*sorted(self._subsets), everything):
@@ -579,7 +469,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         if any(groups):
             # Replicas meet in compiled functions only; a single one needs none for what happens once in an epoch.
             end = self._end_windows if self._strategy.num_replicas_in_sync == 1 else self._compiled_end_windows
-            end(tuple(group for group in groups if group), self._sparse, update)
+            end(tuple(group for group in groups if group), self._sums.sparse, update)
 
     @functools.cached_property
     def _compiled_end_windows(self) -> Any:
@@ -651,7 +541,7 @@ class FlushAtEpochEnd(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Finds the optimizer."""
-        found = [layer for layer in _wrapped_by(self.model.optimizer) if isinstance(layer, GradientAccumulation)]
+        found = [layer for layer in wrapped_by(self.model.optimizer) if isinstance(layer, GradientAccumulation)]
         if not found:
             raise ValueError(
                 "FlushAtEpochEnd needs a model compiled with a GradientAccumulation. "

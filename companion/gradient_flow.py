@@ -285,8 +285,9 @@ def chebyshev(stages: int, damping: float = 0.05) -> ButcherTableau:
         >>> round(stability_limit(chebyshev(5)), 1)
         48.5
     """
+    coefficients = chebyshev_coefficients(stages, damping)
     rows = [np.zeros(stages)]  # of the points: how much of each slope they have gone along
-    for j, (mu, nu, step) in enumerate(chebyshev_coefficients(stages, damping), start=1):
+    for j, (mu, nu, step) in enumerate(coefficients, start=1):
         row = mu * rows[j - 1] + (nu * rows[j - 2] if j > 1 else 0)
         row[j - 1] += step
         rows.append(row)
@@ -533,7 +534,7 @@ def stability_polynomial(method: Any) -> Polynomial:
     a, b, ones = np.array(method.a), np.array(method.b), np.ones(len(method.b))
     powers = itertools.accumulate(range(len(b) - 1), lambda vector, _: a @ vector, initial=ones)
     coefficients = np.array([1.0, *(float(b @ vector) for vector in powers)])
-    return Polynomial(np.trim_zeros(np.where(np.abs(coefficients) < 1e-15, 0, coefficients), "b"))
+    return Polynomial(np.trim_zeros(coefficients, "b"))
 
 
 def stability_limit(method: Any, axis: str = "real") -> float:

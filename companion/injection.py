@@ -156,10 +156,11 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
 
     def inject(self, model: keras.Model, micro_batches: int = 1) -> keras.Model:
         """Does :func:`inject` on a model that was compiled with this optimizer, and returns it."""
-        if isinstance(model, keras.Model) and self not in _wrapped_by(model.optimizer):
+        theirs = getattr(model, "optimizer", None)
+        if isinstance(model, keras.Model) and self not in wrapped_by(theirs):
             raise ValueError(
                 "`model` must be compiled with this optimizer first: model.compile(optimizer=optimizer, ...). "
-                f"Received: model={model.name!r} with optimizer={model.optimizer!r}"
+                f"Received: model={model.name!r} with optimizer={theirs!r}"
             )
         return inject(model, micro_batches)
 
@@ -171,7 +172,8 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         """
         if not isinstance(oracle, GradientOracle):
             raise TypeError(f"`oracle` must be a companion.GradientOracle. Received: oracle={oracle!r}")
-        _take_step(self, oracle)
+        theirs = oracle.model.optimizer  # where the loss is scaled, Keras has wrapped the optimizer to do it
+        _take_step(theirs if self in wrapped_by(theirs) else self, oracle)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Applies the direction. Raises ``RuntimeError`` if nobody has asked for it."""
@@ -247,11 +249,11 @@ def _take_step(optimizer: Any, oracle: GradientOracle) -> None:
         not optimizer.built
     ):  # or the first question would be asked at another loss scale than its answer is applied with
         optimizer.build(variables)
-    injected = [layer for layer in _wrapped_by(optimizer) if isinstance(layer, InjectedOptimizer)]
+    injected = [layer for layer in wrapped_by(optimizer) if isinstance(layer, InjectedOptimizer)]
     answers = _direction(injected[0], oracle, injected[0] is not optimizer) if injected else oracle()
     gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in answers]
     with _weighed(optimizer, oracle) as is_weighed, _answered(injected):
-        optimizer.apply(gradients if is_weighed else _brought_by_one(gradients), variables)
+        optimizer.apply(gradients if is_weighed else brought_by_one(gradients), variables)
 
 
 def _direction(optimizer: InjectedOptimizer, oracle: GradientOracle, is_scaled: bool) -> list[Any]:
@@ -309,8 +311,18 @@ def _build_from_one_shard(model: Any, iterator: Any = None, data_batch: Any = No
         getattr(model, _BUILD_FROM_BATCH)(data_batch=data_batch)
 
 
-def _brought_by_one(gradients: list[Any]) -> list[Any]:
-    """The merged gradients on one replica and zeros on the others: ``apply`` clips on each replica, then sums."""
+def brought_by_one(gradients: list[Any]) -> list[Any]:
+    """Keeps merged gradients on one replica and puts zeros on the others.
+
+    Keras's ``apply`` clips on each replica and sums over replicas afterwards. A clipped zero is zero, and the sum is
+    the clipped gradient to the last bit.
+
+    Args:
+        gradients: the same on every replica; sparse ones without repeated rows.
+
+    Returns:
+        The gradients, or zeros, or sparse gradients without rows.
+    """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return gradients
@@ -328,7 +340,7 @@ def _brought_by_one(gradients: list[Any]) -> list[Any]:
 @contextmanager
 def _weighed(optimizer: Any, oracle: GradientOracle) -> Iterator[bool]:
     """Hands the batch's weight to an accumulation that wants it, however it is wrapped; yields whether one does."""
-    accumulations = [layer for layer in _wrapped_by(optimizer) if getattr(layer, "normalize", None) == "weight"]
+    accumulations = [layer for layer in wrapped_by(optimizer) if getattr(layer, "normalize", None) == "weight"]
     for layer in accumulations:
         replicas = tf.distribute.get_strategy().num_replicas_in_sync  # each brings the merged gradient, and its share
         layer.apply = functools.partial(type(layer).apply, layer, weight=oracle.denominator / replicas)
@@ -339,8 +351,12 @@ def _weighed(optimizer: Any, oracle: GradientOracle) -> Iterator[bool]:
             vars(layer).pop("apply", None)
 
 
-def _wrapped_by(optimizer: Any) -> Iterator[Any]:
-    """The optimizer and all that it wraps."""
+def wrapped_by(optimizer: Any) -> Iterator[Any]:
+    """Yields an optimizer and all that it wraps, from the outside to the inside.
+
+    Args:
+        optimizer: a ``keras.optimizers.Optimizer``, or ``None``, which wraps nothing.
+    """
     while optimizer is not None:
         yield optimizer
         yield from getattr(optimizer, "optimizers", ())
@@ -361,7 +377,7 @@ def _check(model: Any, micro_batches: Any, weight_fn: Any) -> None:
             f"there instead. Received: model={model.name!r} of class {type(model).__name__}"
         )
     outer: list[Any] = []
-    for layer in _wrapped_by(model.optimizer):
+    for layer in wrapped_by(model.optimizer):
         if isinstance(layer, InjectedOptimizer) and not all(
             isinstance(other, keras.optimizers.LossScaleOptimizer) for other in outer
         ):

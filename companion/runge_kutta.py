@@ -41,7 +41,8 @@ class RungeKutta(InjectedOptimizer):
        h \leftarrow h \cdot \min\bigl(5, \max(0.2,\ 0.9\, e^{-1/p})\bigr)
 
     A step with :math:`e > 1`, or where anything is infinite or NaN, is rejected: no weight moves, and the next step is
-    shorter. At a millionth of the first step size it stays, and every finite step is accepted.
+    shorter. At a millionth of the first step size it stays, and every finite step is accepted. The estimate is
+    of the rule alone: it sees neither clipping nor constraints. Under ``mixed_float16`` an overflow is a rejected step.
 
     Needs :func:`~companion.injection.inject`: see :class:`~companion.injection.InjectedOptimizer`.
 

@@ -203,3 +203,43 @@ def test_the_chapter_shows_the_same_formula(name: str) -> None:
     shown = displayed_lines(NOTEBOOKS / f"{chapter}.ipynb")
     for line in lines(blocks(optimizer)[RULES[name].block]):
         assert squeezed(line) in shown, f"{line} is not in chapter {chapter}"
+
+
+# ---- several gradients: the last one remembered, or those of one step -----------------------------------------------
+
+
+def plain(latex: str) -> str:
+    r"""Without the sizes of brackets, and with `\frac12` and `h (` written out, for SymPy's grammar."""
+    latex = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", re.sub(r"\\Big[lr]", "", latex))
+    return re.sub(r"\bh\s*\(", r"h \\cdot (", latex)
+
+
+def one_gradient_back(optimizer: str, latex: str) -> None:
+    right = plain(latex).split(r"\leftarrow")[1].replace("g_{k-1}", "p").replace("g_k", "g")
+    step = sympy.lambdify(sympy.symbols("theta h g p"), parsed(right), "numpy")
+    generator = np.random.default_rng(0)
+    theta, gradients = generator.normal(size=5), generator.normal(size=(STEPS, 5))
+    variable = keras.Variable(theta, dtype="float64")
+    method = getattr(companion, optimizer)(0.125)
+    for last, gradient in zip([gradients[0], *gradients], gradients, strict=False):
+        method.apply([gradient], [variable])
+        theta = step(theta, 0.125, gradient, last)
+    np.testing.assert_allclose(variable.numpy(), theta, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamsBashforth2", "OptimisticSGD"])
+def test_formula_of_a_method_with_memory_is_the_code(optimizer: str) -> None:
+    (latex,) = blocks(getattr(companion, optimizer))
+    one_gradient_back(optimizer, latex)
+    with pytest.raises(AssertionError):
+        one_gradient_back(optimizer, latex.replace("g_k -", "g_k +"))
+
+
+@pytest.mark.parametrize("optimizer", ["Heun", "RK23", "RK45"])
+def test_weights_in_a_formula_are_those_of_the_tableau(optimizer: str) -> None:
+    (latex,) = blocks(getattr(companion, optimizer))
+    step = sympy.expand(parsed(" ".join(plain(latex).split(r"\leftarrow")[1].split())))
+    h, tableau = sympy.Symbol("h"), getattr(companion, optimizer)().tableau
+    named = {str(symbol): symbol for symbol in step.free_symbols}
+    found = [-step.coeff(named[f"k_{{{i}}}"]) / h if f"k_{{{i}}}" in named else 0 for i in range(1, len(tableau.b) + 1)]
+    np.testing.assert_allclose([float(weight) for weight in found], tableau.b, rtol=0, atol=1e-15)

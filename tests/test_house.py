@@ -23,6 +23,7 @@ FLOORS = {
     "figures": 1,
     "exercises": 1,
     "denominators": 1,
+    "sums": 1,
     "oracle": 2,
     "injection": 3,
     "accumulation": 4,

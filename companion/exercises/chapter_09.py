@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 09: a Heun step, SAM, a forgotten injection, the number of passes."""
+"""Checks for the exercises of chapter 09: a Heun step, SAM, what an injection survives, the number of passes."""
 
 from typing import Any
 
@@ -82,7 +82,10 @@ def _sam(answer: Any) -> str | None:
     except TypeError:
         return "the class must be called as SAM(learning_rate, rho=...)."
     found = _after_step(optimizer)
-    same = lambda expected: all(np.allclose(f, e, atol=1e-5) for f, e in zip(found, expected, strict=True))  # noqa: E731
+
+    def same(expected: list[np.ndarray]) -> bool:
+        return all(np.allclose(f, e, atol=1e-5) for f, e in zip(found, expected, strict=True))
+
     if same(_expected(0.0, h)):
         return "this is gradient descent: return the second answer, the one from θ + ρ g / ‖g‖."
     if same(_expected(-rho, h)):
@@ -93,6 +96,8 @@ def _sam(answer: Any) -> str | None:
         return "g is not divided by its norm, so that you look further away where the slope is steeper."
     if same(_expected(rho, h, "square")):
         return "g is divided by the square of its norm: the root is missing."
+    if same(_expected(0.05, h)):
+        return "that is right for rho=0.05, but rho was 0.5 here: use what `__init__` received."
     if not same(_expected(rho, h)):
         return "the step is not −h ∇L(θ + ρ g / ‖g‖). Print `values` and `oracle(values)`, and do one step by hand."
     if not all(np.isfinite(point).all() for point in _after_step(answer(h, rho=rho), start=0.0)):
@@ -105,14 +110,20 @@ def _sam(answer: Any) -> str | None:
 # ---- 3 --------------------------------------------------------------------------------------------------------------
 
 
-def _forgotten(name: Any, moved: Any) -> str | None:
-    if not isinstance(name, str) or not isinstance(moved, (bool, np.bool_)):
-        return "two answers: the name of the error's class, a string, and True or False."
-    if name.rpartition(".")[2] != "RuntimeError":
-        return f"{name} is not what `fit` raises there. type(error).__name__ gives the name."
-    if moved:
-        return "the name is right. Compare model.get_weights() before and after: has any number changed?"
-    return None
+def _survivors(answer: Any) -> str | None:
+    try:
+        letters = {str(letter).strip().lower() for letter in answer} - {"", ","}
+    except TypeError:
+        letters = {""}
+    if not letters <= set("abcd"):
+        return 'give the letters of those that can call `fit`, such as "abcd".'
+    hints = (
+        ("b" in letters, "b: a clone is a new object. Does the configuration it is made from know of the injection?"),
+        ("c" in letters, "c: a file holds the configuration, the weights and the optimizer. Is the step among them?"),
+        ("a" not in letters, "a: compiling again replaces the optimizer. Does it replace the step of the model?"),
+        ("d" not in letters, "d: loading weights changes numbers. Is it still the same object, with the same step?"),
+    )
+    return next((hint for applies, hint in hints if applies), None)
 
 
 # ---- 4 --------------------------------------------------------------------------------------------------------------
@@ -126,6 +137,7 @@ def _passes(answer: Any) -> str | None:
         12 * 4: "those are the questions. Each is put to eight parts of the batch.",
         12 * 8: "that would be for a method that asks once. RK4 asks four times.",
         11 * 4 * 8: "the last batch is smaller than the others, but it is a batch: round up.",
+        1440 * 4 * 8 // 128: "the last batch is smaller than the others, but has as many parts: round up.",
         12 * 4 * 8 * 2: "forward and backward together are one pass here.",
     }
     if number == 12 * 4 * 8:
@@ -133,4 +145,4 @@ def _passes(answer: Any) -> str | None:
     return hints.get(int(number), "multiply: batches in the epoch, questions for each batch, parts for each question.")
 
 
-CHECKS = {"09.1": _step, "09.2": _sam, "09.3": _forgotten, "09.4": _passes}
+CHECKS = {"09.1": _step, "09.2": _sam, "09.3": _survivors, "09.4": _passes}

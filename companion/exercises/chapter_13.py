@@ -72,8 +72,8 @@ def _flow_through(answer: Any) -> str | None:
     if not np.allclose(values, -log / h, rtol=1e-9):
         return _hint_for_flow(values, curvature, h)
     for hopeless, why in (
-        ((10.0, 0.1), "at hλ = 1 one step lands on the minimum, and no flow gets there in finite time"),
         ((15.0, 0.1), "beyond hλ = 1 the points change sides at every step, and a flow cannot cross its minimum"),
+        ((10.0, 0.1), "at hλ = 1 one step lands on the minimum, and no flow gets there in finite time"),
     ):
         with np.errstate(all="ignore"):
             if answer(*hopeless) is not None:
@@ -190,7 +190,7 @@ _SAY_HINTS = {
     "B": "B is the valley of this chapter. Look at its dial.",
     "C": "C has a line of minima, but look at the directions of its gradients: which points can a run reach at all?",
     "D": "D is B with weight decay. Is there still a curve of minima, and can the penalty move a minimum?",
-    "E": "E has a curve of minima, and its gradients turn on the way down. Run it with two rates.",
+    "E": "E has a curve of minima, and its gradients turn on the way down. Run it with two rates, near 0.001.",
 }
 
 

@@ -44,4 +44,4 @@ def results() -> Iterator[dict[str, Any]]:
         optimizer = RungeKutta(1e-6, method)
         count = len(optimizer.tableau.stages())
         what = f"RungeKutta, {method}: a step over {count} of Keras's SGD"
-        yield compare("RungeKutta", what, training_step(optimizer), repeated(plain, count))
+        yield compare("RungeKutta", what, training_step(optimizer), repeated(plain, count), runs=15)

@@ -23,16 +23,34 @@ def wrong(value: Any, why: str) -> Any:
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
+CURVATURE, START = np.diag([1.0, 4.0]), np.array([2.0, 1.0])
+
+
 def test_one_step_of_heun_and_of_the_flow() -> None:
     (axes,) = figure_data(CHAPTER)[0]
-    curvature, h, start = np.diag([1.0, 4.0]), 0.3, np.array([2.0, 1.0])
-    to = {label: np.array(line(axes, label)).T[-1] for label in ("flow", "first slope", "second slope", "Heun")}
-    probe = start - h * curvature @ start
-    np.testing.assert_allclose(to["flow"], expm(-h * curvature) @ start, atol=1e-5)
+    labels = ("flow", "first slope", "second slope", "Heun", "two halves")
+    h, to = 0.2, {label: np.array(line(axes, label)).T[-1] for label in labels}
+    probe, half = START - h * CURVATURE @ START, START - h / 2 * CURVATURE @ START
+    np.testing.assert_allclose(to["flow"], expm(-h * CURVATURE) @ START, atol=1e-5)
     np.testing.assert_allclose(to["first slope"], probe, atol=1e-5)
-    np.testing.assert_allclose(to["second slope"], start - h * curvature @ probe, atol=1e-5)
+    np.testing.assert_allclose(to["second slope"], START - h * CURVATURE @ probe, atol=1e-5)
     np.testing.assert_allclose(to["Heun"], (to["first slope"] + to["second slope"]) / 2, atol=1e-5)
+    np.testing.assert_allclose(to["two halves"], half - h / 2 * CURVATURE @ half, atol=1e-5)
     np.testing.assert_allclose(np.array(line(axes, "between")).T, [to["first slope"], to["second slope"]], atol=1e-5)
+
+
+@pytest.mark.claim(
+    "With long steps the second question is better spent on a half step, with short ones on Heun.", chapter="09"
+)
+@pytest.mark.parametrize(("h", "winner"), [(0.3, "euler"), (0.2, "heun"), (0.1, "heun"), (0.01, "heun")])
+def test_who_ends_closer_to_the_flow_for_two_gradients(h: float, winner: str) -> None:
+    def off(method: str, size: float, steps: int) -> float:
+        end = gradient_flow.integrate(lambda theta: CURVATURE @ theta, START, size, steps, method)[-1]
+        return float(np.linalg.norm(end - expm(-h * CURVATURE) @ START))
+
+    distances = {"heun": off("heun", h, 1), "euler": off("euler", h / 2, 2)}
+    assert min(distances, key=distances.__getitem__) == winner
+    assert distances["heun"] < off("euler", h, 1)
 
 
 def test_gradients_a_step_are_those_of_the_literature() -> None:
@@ -82,6 +100,18 @@ def linear(y_true: Any, y_pred: Any) -> Any:
     return y_pred
 
 
+def heun_by_hand(model: Any, h: float) -> np.ndarray:
+    """The weights of a model of one dense layer after a step of Heun on the squared error, in float64."""
+    start = np.concatenate([np.ravel(weight) for weight in model.get_weights()]).astype(float)
+    x, y = (part.astype(float) for part in BATCH)
+
+    def gradient(theta: np.ndarray) -> np.ndarray:
+        error = 2 * (x @ theta[:8, None] + theta[8] - y) / len(x)
+        return np.append(x.T @ error, error.sum())
+
+    return gradient_flow.integrate(gradient, start, h, 1, "heun")[-1]
+
+
 @pytest.mark.claim(
     "Heun's second question must be about the same batch and the same dropout mask as its first.", chapter="09"
 )
@@ -93,19 +123,12 @@ def test_on_a_linear_loss_heun_is_euler(kind: type) -> None:
     np.testing.assert_array_equal(step(model(kind, dropout(0.5, seed=1)), optimizer, linear), euler)
 
 
+@pytest.mark.claim("On plain dense layers two passes are Heun's method, to rounding.", chapter="09")
 @pytest.mark.parametrize("kind", [keras.Sequential, TwoPasses])
 def test_without_noise_two_passes_are_heun(kind: type) -> None:
     optimizer = companion.Heun(0.1) if kind is keras.Sequential else keras.optimizers.SGD(0.1)
     found = step(model(kind), optimizer)
-    kernel, bias = (variable.numpy().astype(float) for variable in model().trainable_variables)
-    x, y = (part.astype(float) for part in BATCH)
-
-    def gradient(theta: np.ndarray) -> np.ndarray:
-        error = 2 * (x @ theta[:8, None] + theta[8] - y) / len(x)
-        return np.append(x.T @ error, error.sum())
-
-    expected = gradient_flow.integrate(gradient, np.append(kernel, bias), 0.1, 1, "heun")[-1]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, heun_by_hand(model(), 0.1), atol=1e-6)
 
 
 @pytest.mark.claim("A constraint holds at the end of a step.", chapter="09")
@@ -195,6 +218,24 @@ def test_a_copy_is_not_injected_and_says_so(copy: str, tmp_path: Any) -> None:
         other.fit(*BATCH, verbose=0)
     for now, then in zip(other.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.claim(
+    "Compiling an injected model again or changing its weights leaves the step where it is.", chapter="09"
+)
+@pytest.mark.parametrize("change", ["compile", "load"])
+def test_an_injection_survives_compiling_and_loading_weights(change: str, tmp_path: Any) -> None:
+    trained = model()
+    step(trained, companion.Heun(0.1))
+    if change == "compile":
+        trained.compile(companion.Heun(0.2), "mse", run_eagerly=True)
+    else:
+        model().save_weights(tmp_path / "model.weights.h5")
+        trained.load_weights(tmp_path / "model.weights.h5")
+    expected = heun_by_hand(trained, 0.2 if change == "compile" else 0.1)
+    trained.train_on_batch(*BATCH)
+    found = np.concatenate([np.ravel(weight) for weight in trained.get_weights()])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @keras.saving.register_keras_serializable(package="chapter09")

@@ -11,7 +11,13 @@ from companion import exercises
 
 
 def sam(
-    norm: str = "all", sign: float = 1.0, last: str = "second", rho: float = 0.05, safe: bool = True, takes: str = "rho"
+    norm: str = "all",
+    sign: float = 1.0,
+    last: str = "second",
+    rho: float = 0.05,
+    safe: bool = True,
+    takes: str = "rho",
+    ignores: bool = False,
 ) -> type:
     """A subclass in the shape of SAM, with one thing changed."""
 
@@ -20,7 +26,7 @@ def sam(
             if set(options) - {takes}:
                 raise TypeError("unexpected keyword argument")
             super().__init__(learning_rate)
-            self.far = options.get(takes, rho)
+            self.far = rho if ignores else options.get(takes, rho)
 
         def direction(self, oracle: Any, values: list[Any], learning_rate: Any) -> list[Any]:
             slopes = oracle(values)
@@ -47,7 +53,10 @@ RIGHT = [
     ("09.1", (1,)),
     ("09.1", (1.0,)),
     ("09.2", (sam(),)),
-    ("09.3", ("RuntimeError", False)),
+    ("09.3", ("ad",)),
+    ("09.3", ("D, A",)),
+    ("09.3", (["a", "d"],)),
+    ("09.3", ({"d", "a"},)),
     ("09.4", (384,)),
 ]
 WRONG = [
@@ -67,15 +76,22 @@ WRONG = [
     ("09.2", (sam(norm="none"),), "not divided"),
     ("09.2", (sam(norm="square"),), "root is missing"),
     ("09.2", (sam(sign=2.0),), "do one step by hand"),
+    ("09.2", (sam(ignores=True),), "rho was 0.5"),
     ("09.2", (sam(safe=False),), "NaN"),
     ("09.2", (sam(rho=0.5),), "0.05"),
     ("09.2", (_Returns,), "raised"),
-    ("09.3", (RuntimeError, False), "a string"),
-    ("09.3", ("ValueError", False), "ValueError"),
-    ("09.3", ("RuntimeError", True), "get_weights"),
+    ("09.3", (None,), "the letters"),
+    ("09.3", (True,), "the letters"),
+    ("09.3", ("all of them",), "the letters"),
+    ("09.3", ("",), "replace the step"),
+    ("09.3", ("abcd",), "clone"),
+    ("09.3", ("acd",), "file"),
+    ("09.3", ("d",), "replace the step"),
+    ("09.3", ("a",), "same object"),
     ("09.4", (48,), "parts"),
     ("09.4", (96,), "four times"),
     ("09.4", (352,), "round up"),
+    ("09.4", (360,), "round up"),
     ("09.4", (768,), "one pass"),
     ("09.4", (7,), "multiply"),
     ("09.4", ("many",), "integer"),

@@ -1,0 +1,117 @@
+"""Checks for the exercises of chapter 12: a rate between two budgets, a game's limit, a tableau, a choice."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+from companion import gradient_flow
+
+_CURVATURES = np.geomspace(1, 100, 400)
+_BEST_OF_EULER = 99 / 101
+_CHOICE = {"A": "momentum", "B": "chebyshev", "C": "extragradient", "D": "rk4"}
+
+
+def _takes(function: Any, arguments: int) -> bool:
+    """Whether something can be called with so many positional arguments."""
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+# ---- 1 --------------------------------------------------------------------------------------------------------------
+
+
+def _rate(answer: Any) -> str | None:
+    if isinstance(answer, bool) or not isinstance(answer, (int, float, np.number)) or not np.isfinite(answer):
+        return "give one learning rate, a number."
+    rate = float(answer)
+    if rate <= 0:
+        return "a learning rate is greater than 0."
+    factors = np.abs(gradient_flow.stability_polynomial("rk4")(-rate * _CURVATURES))
+    worst = factors.max()
+    if worst >= 1:
+        return f"too long a step: the steepest direction has hλ = {100 * rate:.4g}, and the limit is 2.785."
+    if worst >= _BEST_OF_EULER:
+        which = "flattest" if factors.argmax() < len(factors) // 2 else "steepest"
+        return (
+            f"one step of Runge–Kutta 4 leaves {worst:.6f} of the {which} direction, and gradient descent, at its best "
+            f"rate, {_BEST_OF_EULER:.6f}. A {'longer' if which == 'flattest' else 'shorter'} step shrinks it more."
+        )
+    return None  # per gradient it is worse at every stable rate
+
+
+# ---- 2 --------------------------------------------------------------------------------------------------------------
+
+
+def _largest_stable(answer: Any) -> str | None:
+    if not _takes(answer, 2):
+        return "give the function `largest_stable` itself: it takes the damping and the frequency."
+    cases = np.array([(0.1, 1.0), (0.5, 2.0), (2.0, 0.0), (0.0, 3.0)])
+    try:
+        found = [answer(float(damping), float(frequency)) for damping, frequency in cases]
+    except ZeroDivisionError:
+        return "it divides by zero for a game without damping, or without frequency. Solve |1 + hλ|² = 1 for h."
+    if any(value is ... for value in found):
+        return "`largest_stable` still returns `...`."
+    if any(value is None for value in found):
+        return "`largest_stable` returns None. It must return a number."
+    values = np.array(found, float)
+    damping, frequency = cases.T
+    size = damping**2 + frequency**2
+    if np.allclose(values, 2 * damping / size, rtol=1e-3, atol=1e-3):
+        return None
+    if np.allclose(values, 2 / np.sqrt(size), rtol=1e-3):
+        return "that is 2 over the modulus of λ, right only without a rotation. Solve |1 + hλ|² = 1."
+    if np.allclose(values, damping / size, rtol=1e-3, atol=1e-3):
+        return "that is where it shrinks fastest. The limit is further out."
+    if values[3] > 1e-3:
+        return "without damping every step leads outwards, however short: the limit is 0 there."
+    return (
+        f"for damping 0.1 and frequency 1 you give {values[0]:.4g}. |1 + hλ|² = (1 − h·damping)² + (h·frequency)² "
+        "must not exceed 1."
+    )
+
+
+# ---- 3 --------------------------------------------------------------------------------------------------------------
+
+
+def _method(answer: Any) -> str | None:
+    if not isinstance(answer, gradient_flow.ButcherTableau):
+        return "give a `gradient_flow.ButcherTableau`."
+    if len(answer.stages()) > 2:
+        return f"it asks for {len(answer.stages())} gradients a step. Two are allowed."
+    limit = gradient_flow.stability_limit(answer)
+    if limit >= 7.5:
+        return None
+    c = float(answer.b[1] * answer.a[1][0]) if len(answer.b) > 1 else 0.0
+    if c == 0:
+        return f"stable to {limit:.3g}. Its polynomial is 1 + z: the second gradient does not bend it. b₂ a₂₁ is 0."
+    if c < 1 / 8:
+        return f"stable to {limit:.3g}. With c = {c:.4g} the parabola dips below −1 before it turns: a larger c."
+    return f"stable to {limit:.3g}. With c = {c:.4g} the parabola returns to 1 at z = −1/c: a smaller c."
+
+
+# ---- 4 --------------------------------------------------------------------------------------------------------------
+
+
+def _which(answer: Any) -> str | None:
+    if not isinstance(answer, dict) or set(answer) != set(_CHOICE):
+        return 'give a dictionary with the keys "A" to "D".'
+    if any(value is ... for value in answer.values()):
+        return "some cases have no answer yet."
+    methods = sorted(_CHOICE.values())
+    if not all(isinstance(value, str) and value in methods for value in answer.values()):
+        return f"each value must be one of {', '.join(methods)}."
+    hints = {
+        "A": "A: noise hides any truncation error. Which method won the race on batches of 32?",
+        "B": "B: κ is large, and nothing may be remembered. Which of these has the most stability per gradient?",
+        "C": "C: with several frequencies an accurate method goes round. Whose error points inwards?",
+        "D": "D: here the path itself is wanted. Which method follows it most closely?",
+    }
+    return next((hints[key] for key, right in _CHOICE.items() if answer[key] != right), None)
+
+
+CHECKS = {"12.1": _rate, "12.2": _largest_stable, "12.3": _method, "12.4": _which}

@@ -1,0 +1,485 @@
+"""Chapter 12: the data under its figures, the record that it shows, and the tests that hold its sentences."""
+
+import ast
+import json
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import companion
+from companion import datasets, gradient_flow
+from tests.benchmarks.race_integrators import Network, network, stepper
+from tests.book.reading import ROOT, figure_data, line, notebook
+
+CHAPTER = "12"
+
+
+def wrong(value: Any, why: str) -> Any:
+    """A known-wrong variant: the test must fail for it."""
+    return pytest.param(value, marks=pytest.mark.xfail(strict=True, reason=why))
+
+
+def record() -> dict[str, Any]:
+    """What tests/benchmarks/race_integrators.py wrote."""
+    return json.loads((ROOT / "book" / "data" / "integrators.json").read_text())
+
+
+def in_chapter(name: str) -> Any:
+    """The literal that a cell of the chapter assigns to a name."""
+    for cell in notebook(CHAPTER).cells:
+        if cell.cell_type == "code" and f"{name} = {{" in cell.source:
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
+                    return ast.literal_eval(node.value)
+    raise AssertionError(f"no cell assigns {name}")
+
+
+def race(name: str) -> dict[str, Any]:
+    (found,) = [entry for entry in record()["races"] if entry["name"] == name]
+    return {result["method"]: result for result in found["results"]}
+
+
+NAMES = {
+    "Euler": "euler", "Heun": "heun", "Runge–Kutta 4": "rk4", "Dormand–Prince": "dormand_prince",
+    "Adams–Bashforth": "adams_bashforth", "Chebyshev": "chebyshev", "momentum": "momentum", "Adam": "adam",
+    "Kutta 3": "kutta3",
+}  # fmt: skip
+
+
+# ---- the record -----------------------------------------------------------------------------------------------------
+
+
+def test_the_chapter_shows_the_record() -> None:
+    for name, row in in_chapter("record").items():
+        for shown, which in zip(row, ("logistic", "full batch", "batches of 32"), strict=True):
+            found = race(which).get(NAMES[name])
+            assert (found is None) == (shown is None)
+            if found is None:
+                continue
+            assert shown == pytest.approx((found["h"], found["mean"], found["spread"]), rel=1e-3, abs=6e-5)
+
+
+def test_the_record_is_what_its_runs_say() -> None:
+    for entry in record()["races"]:
+        for result in entry["results"]:
+            finals = [run["final"] for run in result["runs"]]
+            assert result["mean"] == pytest.approx(np.mean(finals))
+            assert result["spread"] == pytest.approx(np.std(finals, ddof=1))
+            assert all(run["spent"][-1] == entry["budget"] // result["cost"] * result["cost"] for run in result["runs"])
+            tried = {h: value for h, value in result["grid"] if value is not None}
+            assert min(tried.values()) == pytest.approx(result["mean"])
+            assert min(h for h, _ in result["grid"]) < result["h"] < max(h for h, _ in result["grid"])
+
+
+def keras_network(hidden: int, theta: np.ndarray) -> keras.Model:
+    """The same network in Keras, with given weights."""
+    layers = [keras.Input((64,), dtype="float64"), keras.layers.Dense(10, dtype="float64")]
+    if hidden:
+        layers.insert(1, keras.layers.Dense(hidden, activation="tanh", dtype="float64"))
+    model = keras.Sequential(layers)
+    shapes = [weight.shape for weight in model.get_weights()]
+    cuts = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    model.set_weights([part.reshape(shape) for part, shape in zip(np.split(theta, cuts), shapes, strict=True)])
+    return model
+
+
+@pytest.mark.parametrize("method", ["euler", "momentum", wrong("heun", "another method")])
+def test_keras_repeats_the_race(method: str) -> None:
+    """The recorded losses of the first 90 gradients, by Keras's own SGD."""
+    name = "euler" if method == "heun" else method
+    result = race("batches of 32")[name]
+    run = result["runs"][0]
+    data, net = datasets.digits("float64"), network(32)
+    model = keras_network(32, net.start(run["seed"]))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float64")
+    optimizer = keras.optimizers.SGD(result["h"], momentum=0.9 if method == "momentum" else 0.0)
+    if method == "heun":
+        optimizer = companion.Heun(result["h"])
+    model.compile(optimizer, loss)
+    if method == "heun":
+        optimizer.inject(model)
+    order = np.random.default_rng(run["seed"]).permutation(1440).reshape(-1, 32)[::-1]
+    losses = []
+    for part in range(1, 4):
+        rows = order[(part - 1) * 15 : part * 15].ravel()  # the recorded points are 30 gradients apart
+        batches = tf.data.Dataset.from_tensor_slices((data.x_train[rows], data.y_train[rows])).batch(32)
+        model.fit(batches, verbose=0, shuffle=False)
+        losses.append(float(loss(data.y_train, model(data.x_train))))
+    assert run["spent"][1] == 30
+    assert losses[1] == pytest.approx(run["losses"][1], rel=1e-4)
+
+
+def test_gradient_of_the_race_is_that_of_keras() -> None:
+    data = datasets.digits("float64")
+    for hidden, name in ((0, "entropy"), (32, "entropy"), (32, "squares")):
+        net = Network(hidden, name, data.x_train[:50], data.y_train[:50])
+        theta = net.start(3)
+        model = keras_network(hidden, theta)
+        with tf.GradientTape() as tape:
+            output = model(data.x_train[:50])
+            if name == "squares":
+                loss = tf.reduce_mean((output - tf.one_hot(data.y_train[:50], 10, dtype="float64")) ** 2)
+            else:
+                loss = tf.reduce_mean(
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(labels=data.y_train[:50], logits=output)
+                )
+        slopes = np.concatenate([np.ravel(g) for g in tape.gradient(loss, model.trainable_variables)])
+        value, gradient = net(theta)
+        assert value == pytest.approx(float(loss))
+        np.testing.assert_allclose(gradient, slopes, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["adam", "adams_bashforth"])
+def test_rules_of_the_race_are_those_of_the_book(method: str) -> None:
+    optimizer = {"adam": keras.optimizers.Adam(0.01), "adams_bashforth": companion.AdamsBashforth2(0.01)}[method]
+    weight = keras.Variable(np.array([1.0, -2.0]), dtype="float64")
+    step, cost = stepper(method, 0.01)
+    theta = weight.numpy()
+    for _ in range(5):
+        optimizer.apply([np.array([3.0, 0.1]) * weight.numpy()], [weight])
+        theta = step(theta, lambda values: np.array([3.0, 0.1]) * values)
+    assert cost == 1
+    np.testing.assert_allclose(theta, weight.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["chebyshev", "rk4", "dormand_prince"])
+def test_steps_of_the_race_are_those_of_integrate(method: str) -> None:
+    step, cost = stepper(method, 0.1)
+    tableau = gradient_flow.chebyshev(5) if method == "chebyshev" else method
+    end = gradient_flow.integrate(lambda t: t**3, np.array([0.5, -1.0]), 0.1, 1, tableau)[-1]
+    np.testing.assert_allclose(step(np.array([0.5, -1.0]), lambda t: t**3), end, rtol=1e-14)
+    assert cost == {"chebyshev": 5, "rk4": 4, "dormand_prince": 6}[method]
+
+
+def initial_weights() -> np.ndarray:
+    """Those of the chapter's network."""
+    keras.utils.set_random_seed(1)
+    dense = [keras.layers.Dense(units, dtype="float64") for units in (32, 10)]
+    model = keras.Sequential([keras.Input((64,), dtype="float64"), *dense])
+    return np.concatenate([np.ravel(weight) for weight in model.get_weights()])
+
+
+# ---- the race -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.claim(
+    "In every race on digits, Euler ends below Heun and Heun below Runge–Kutta 4, for an equal number of gradients.",
+    chapter="12",
+)
+@pytest.mark.parametrize("name", ["logistic", "full batch", "batches of 32"])
+def test_euler_leads_its_family(name: str) -> None:
+    found = race(name)
+    euler, heun, rk4, momentum = (found[method]["mean"] for method in ("euler", "heun", "rk4", "momentum"))
+    assert momentum < euler < heun < rk4
+
+
+@pytest.mark.claim(
+    "On all images at once, five stages of Chebyshev end below Euler; on batches of 32 they end above Heun.",
+    chapter="12",
+)
+def test_chebyshev_wants_no_noise() -> None:
+    for name in ("logistic", "full batch"):
+        assert race(name)["chebyshev"]["mean"] < race(name)["euler"]["mean"] / 2
+    assert race("batches of 32")["chebyshev"]["mean"] > race("batches of 32")["heun"]["mean"]
+
+
+def test_an_absurd_rate_separates_the_digits() -> None:
+    (entry,) = [entry for entry in record()["races"] if entry["name"] == "logistic"]
+    absurd = in_chapter("absurd")
+    assert absurd["h"] == entry["absurd"]["h"]
+    assert max(entry["absurd"]["finals"]) == pytest.approx(absurd["loss"], rel=0.1)
+    assert absurd["loss"] < 1e-4
+    assert entry["absurd"]["worst"] > 100
+
+
+def test_the_live_race_is_that_of_numpy() -> None:
+    """The curves of the first figure, from the formulas in NumPy, over the first third of the budget."""
+    above, below = figure_data(CHAPTER)[0]
+    random = np.random.default_rng(1)
+    order = np.concatenate([random.permutation(1440) for _ in range(20)]).reshape(900, 32)
+    net, shown = network(32), in_chapter("record")
+    for name, method in (("Euler", "euler"), ("Heun", "heun"), ("Runge–Kutta 4", "rk4"), ("momentum", "momentum")):
+        spent, losses = line(below, name)
+        steps_shown, again = line(above, name)
+        step, cost = stepper(method, shown[name][2][0])
+        np.testing.assert_allclose(steps_shown * cost, spent)
+        np.testing.assert_allclose(losses, again)
+        np.testing.assert_allclose(spent, np.linspace(0, 900, len(spent)))
+        theta = initial_weights()
+        expected = [net(theta)[0]]
+        for k in range(300 // cost):
+            theta = step(theta, lambda values, k=k: net(values, order[k])[1])
+            if (k + 1) * cost in spent:
+                expected.append(net(theta)[0])
+        np.testing.assert_allclose(losses[: len(expected)], expected, rtol=2e-3)
+        assert len(expected) > 5
+
+
+# ---- the bowl -------------------------------------------------------------------------------------------------------
+
+
+def amplification(method: str, z: Any) -> Any:
+    """R(z), written out."""
+    taylor = {"euler": 1, "heun": 2, "kutta3": 3, "rk4": 4}
+    return sum(z**power / math.factorial(power) for power in range(taylor[method] + 1))
+
+
+@pytest.mark.claim(
+    "Heun needs twice as many gradients as Euler, Runge–Kutta 4 nearly three times as many", chapter="12"
+)
+def test_the_bowl_by_the_formula() -> None:
+    counts = {}
+    for method, stages in (("euler", 1), ("heun", 2), ("rk4", 4)):
+        h = np.linspace(0.01, 0.03, 4001)
+        factor = np.abs(amplification(method, -np.multiply.outer(h, np.geomspace(1, 100, 300)))).max(axis=1).min()
+        counts[method] = stages * math.log(1e-6) / math.log(factor)
+    assert counts["euler"] == pytest.approx(691, abs=2)
+    assert counts["heun"] / counts["euler"] == pytest.approx(2, abs=0.03)
+    assert 2.8 < counts["rk4"] / counts["euler"] < 3
+
+
+@pytest.mark.claim(
+    "With damping 2s²/(κ − 1), no method of $s$ stages shrinks all curvatures from 1 to κ faster than Chebyshev's.",
+    chapter="12",
+)
+@pytest.mark.parametrize(
+    ("stages", "factor"),
+    [(2, 2), (5, 2), (10, 2), pytest.param(5, 0.2, marks=pytest.mark.xfail(strict=True, reason="less damping"))],
+)
+def test_tuned_damping_is_the_best(stages: int, factor: float) -> None:
+    """Against the best polynomial of that degree with R(0) = 1, by linear programming and in closed form."""
+    from scipy.optimize import linprog
+
+    kappa = 100
+    method = gradient_flow.chebyshev(stages, factor * stages**2 / (kappa - 1))
+    modes = np.geomspace(1, kappa, 500)
+    amplify = gradient_flow.stability_polynomial(method)
+    rates = np.linspace(0.9, 1, 400) * gradient_flow.stability_limit(method) / kappa
+    found = np.abs(amplify(-np.multiply.outer(rates, modes))).max(axis=1).min()
+    expected = 1 / np.cosh(stages * np.arccosh((kappa + 1) / (kappa - 1)))
+    assert found == pytest.approx(expected, rel=0.02)
+    # R in the basis of Chebyshev's polynomials on the interval, and the bound on |R| there, which is minimised
+    table = np.polynomial.chebyshev.chebvander((2 * modes - kappa - 1) / (kappa - 1), stages)
+    at_zero = np.polynomial.chebyshev.chebvander(-(kappa + 1) / (kappa - 1), stages)
+    best = linprog(
+        [0] * (stages + 1) + [1],
+        A_ub=np.hstack([np.vstack([table, -table]), -np.ones((1000, 1))]),
+        b_ub=np.zeros(1000),
+        A_eq=np.append(at_zero, 0)[None],
+        b_eq=[1],
+        bounds=(None, None),
+    )
+    assert best.fun == pytest.approx(expected, rel=0.01)
+
+
+# ---- noise and truncation -------------------------------------------------------------------------------------------
+
+
+def test_noise_and_truncation_at_the_start() -> None:
+    """The first points of the second figure, with scipy for the exact flow."""
+    from scipy.integrate import solve_ivp
+
+    (axes,) = figure_data(CHAPTER)[1]
+    theta = initial_weights()
+    net, h = network(32), in_chapter("record")["Euler"][2][0]
+    exact = solve_ivp(lambda t, values: -net(values)[1], (0, h), theta, rtol=1e-8, atol=1e-10).y[:, -1]
+    slope = net(theta)[1]
+    assert line(axes, "Euler")[1][0] == pytest.approx(np.linalg.norm(theta - h * slope - exact), rel=1e-3)
+    epoch = np.random.default_rng(2).permutation(1440).reshape(45, 32)
+    off = [net(theta, rows)[1] - slope for rows in epoch]
+    assert line(axes, "noise")[1][0] == pytest.approx(h * np.sqrt(np.mean(np.sum(np.square(off), axis=1))), rel=1e-3)
+
+
+@pytest.mark.claim(
+    "At every point of the race the noise of a batch is larger than Euler's truncation error.", chapter="12"
+)
+def test_noise_dwarfs_truncation() -> None:
+    (axes,) = figure_data(CHAPTER)[1]
+    ratio = line(axes, "noise")[1] / line(axes, "Euler")[1]
+    assert (ratio > 1.2).all()
+    assert np.median(ratio) > 4
+    assert (line(axes, "Runge–Kutta 4")[1] < line(axes, "Euler")[1]).all()
+
+
+# ---- the edge of stability ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.claim(
+    "On the full batch, h times sharpness settles within one percent of each integrator's own stability limit.",
+    chapter="12",
+)
+@pytest.mark.parametrize("name", ["Euler", "Heun", "Kutta 3", "Runge–Kutta 4"])
+def test_each_settles_at_its_own_limit(name: str) -> None:
+    (curve,) = [each for each in record()["edge"]["curves"] if each["method"] == NAMES[name]]
+    settled = np.median(curve["products"][-30:])
+    assert settled == pytest.approx(gradient_flow.stability_limit(NAMES[name]), rel=0.01)
+    assert curve["losses"][-1] < 0.1 * curve["losses"][0]
+    (axes,) = figure_data(CHAPTER)[2]
+    steps, products = line(axes, name)
+    np.testing.assert_array_equal(steps, np.arange(0, record()["edge"]["steps"] + 1, 200))
+    np.testing.assert_allclose(products, curve["products"][::4], atol=0.006)
+    assert line(axes, f"limit of {name}")[1][0] == pytest.approx(gradient_flow.stability_limit(NAMES[name]), rel=1e-5)
+
+
+def test_recorded_sharpness_is_that_of_the_hessian() -> None:
+    """The first one, by a Hessian-vector product of TensorFlow's."""
+    edge, data = record()["edge"], datasets.digits("float64")
+    images, labels = data.x_train[: edge["images"]], data.y_train[: edge["images"]]
+    net = Network(edge["hidden"], "squares", images, labels)
+    model = keras_network(edge["hidden"], net.start(1))
+    variables = model.trainable_variables
+    targets = tf.one_hot(labels, 10, dtype="float64")
+
+    @tf.function
+    def product(vectors: Any) -> Any:
+        with tf.autodiff.ForwardAccumulator([v.value for v in variables], vectors) as forward:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(images) - targets) ** 2)
+            slopes = tape.gradient(loss, variables)
+        return [forward.jvp(slope) for slope in slopes]
+
+    random = np.random.default_rng(1)
+    vectors = [tf.constant(random.normal(size=variable.shape)) for variable in variables]
+    for _ in range(200):
+        length = tf.sqrt(sum(tf.reduce_sum(vector**2) for vector in vectors))
+        vectors = [vector / length for vector in vectors]
+        after = product(vectors)
+        value = sum(tf.reduce_sum(a * b) for a, b in zip(vectors, after, strict=True))
+        vectors = after
+    assert edge["curves"][0]["products"][0] == pytest.approx(edge["h"] * float(value), rel=1e-3)
+
+
+def sides(method: str, steps: int) -> np.ndarray:
+    """The signs of the gradient along the steepest direction, four steps on end, at the edge."""
+    data = datasets.digits("float64")
+    net = Network(32, "squares", data.x_train[:200], data.y_train[:200])
+    end = gradient_flow.integrate(lambda values: net(values)[1], net.start(1), 0.4, steps, method)[-1]
+    sharpness, vector = net.sharpness(end)
+    assert 0.4 * sharpness == pytest.approx(gradient_flow.stability_limit(method), rel=0.02)
+    path = gradient_flow.integrate(lambda values: net(values)[1], end, 0.4, 3, method)
+    slopes = np.array([net(point)[1] @ vector for point in path])
+    assert np.abs(slopes).min() > 0.9 * np.abs(slopes).max() > 1e-3
+    return np.sign(slopes) * np.sign(slopes[0])
+
+
+@pytest.mark.claim(
+    "At its limit Euler throws the weights from wall to wall of the valley; Heun leaves them hanging on one wall.",
+    chapter="12",
+)
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("euler", [1, -1, 1, -1]),
+        ("heun", [1, 1, 1, 1]),
+        pytest.param("heun", [1, -1, 1, -1], marks=pytest.mark.xfail(strict=True, reason="it stays on one side")),
+    ],
+)
+def test_side_of_the_valley_at_the_edge(method: str, expected: list[int]) -> None:
+    np.testing.assert_array_equal(sides(method, 3500), expected)
+
+
+@pytest.mark.parametrize(("name", "side"), [("Euler", -1), ("Heun", 1), ("Kutta 3", -1), ("Runge–Kutta 4", 1)])
+def test_slopes_at_the_end_are_the_record(name: str, side: int) -> None:
+    (curve,) = [each for each in record()["edge"]["curves"] if each["method"] == NAMES[name]]
+    shown = np.array(in_chapter("slopes")[name])
+    np.testing.assert_allclose(shown, curve["slopes"][:4], atol=6e-5)
+    np.testing.assert_array_equal(np.sign(shown[1:]), side * np.sign(shown[:-1]))
+    z = -gradient_flow.stability_limit(NAMES[name])
+    assert amplification(NAMES[name], z) == pytest.approx(side, abs=1e-6)
+
+
+# ---- games ----------------------------------------------------------------------------------------------------------
+
+
+def closed_form(method: str, h: float, steps: int) -> np.ndarray:
+    """The players as one complex number, a + ib, which each step multiplies by R(ih)."""
+    z = 1j * h
+    factor = {"euler": 1 + z, "heun": 1 + z + z**2 / 2, "extragradient": 1 + z + z**2}[method]
+    points = (1 + 1j) * factor ** np.arange(steps + 1)
+    return np.stack([points.real, points.imag])
+
+
+def test_paths_of_the_game() -> None:
+    panels = figure_data(CHAPTER)[3]
+    for axes, method, cost in zip(panels, ("euler", "heun", "extragradient"), (1, 2, 2), strict=False):
+        name = {"euler": "Euler", "heun": "Heun"}.get(method, method)
+        expected = closed_form(method, 0.1, 1000 // cost)
+        found = np.stack(line(axes, name))
+        np.testing.assert_allclose(found, expected[:, : found.shape[1]], atol=1e-4)
+    root = np.roots([1, -(1 + 2j * 0.1), 1j * 0.1])
+    a, b = np.linalg.solve([[1, 1], root], [1 + 1j, (1 + 1j) * (1 + 0.1j)])
+    points = a * root[0] ** np.arange(1001) + b * root[1] ** np.arange(1001)
+    np.testing.assert_allclose(np.stack(line(panels[3], "optimistic")), [points.real, points.imag], atol=1e-4)
+
+
+@pytest.mark.claim(
+    "On a pure rotation, Euler spirals out and Heun does not arrive at any learning rate.",
+    chapter="12",
+)
+@pytest.mark.parametrize("method", ["euler", "heun", wrong("extragradient", "it arrives")])
+def test_rotation_grows(method: str) -> None:
+    for h in (1e-3, 0.01, 0.1, 0.5, 1.0, 2.0):
+        factor = abs(gradient_flow.stability_polynomial(method)(1j * h))
+        expected = {"euler": math.sqrt(1 + h**2), "heun": math.sqrt(1 + h**4 / 4)}.get(method, factor)
+        assert factor == pytest.approx(expected, rel=1e-12)
+        assert factor > 1
+        assert gradient_flow.stability_limit(method, "imaginary") == 0
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: companion.RungeKutta(0.1, "extragradient"), lambda: companion.OptimisticSGD(0.1)]
+)
+@pytest.mark.claim("Extragradient and optimistic steps arrive at the solution of the game.", chapter="12")
+def test_who_arrives(make: Any) -> None:
+    class Game(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.players = self.add_weight(shape=(2,), initializer="ones", dtype="float64")
+
+        def call(self, inputs: Any) -> Any:
+            a, b = self.players[0], self.players[1]
+            return inputs * a * (2 * keras.ops.stop_gradient(b) - b)
+
+    model = keras.Sequential([keras.Input((1,), dtype="float64"), Game(dtype="float64")])
+    optimizer = make()
+    model.compile(optimizer, lambda y, product: keras.ops.mean(product), steps_per_execution=600)
+    if isinstance(optimizer, companion.InjectedOptimizer):
+        optimizer.inject(model)
+    batches = tf.data.Dataset.from_tensors((np.ones((1, 1)),) * 2).repeat()
+    model.fit(batches, steps_per_epoch=600, shuffle=False, verbose=0)
+    assert np.linalg.norm(model.get_weights()[0]) < 0.1
+
+
+# ---- the claim of 2025 ----------------------------------------------------------------------------------------------
+
+
+def accuracy(batch: int, name: str) -> np.ndarray:
+    """Test accuracies in per cent at the best rate, one for each split."""
+    (found,) = [entry for entry in record()["claim"] if entry["batch"] == batch]
+    (row,) = [row for row in found["rows"] if row["name"] == name]
+    return 100 * np.array(max((rate["accuracies"] for rate in row["grid"]), key=np.mean))
+
+
+@pytest.mark.claim(
+    "At batches of 8 and the same number of steps, Runge–Kutta 4 reads more test images than Adam on average, and in "
+    "three splits of five; given the same number of gradients, Adam reads more in all five.",
+    chapter="12",
+)
+def test_runge_kutta_against_adam() -> None:
+    rk4, adam = accuracy(8, "rk4, per step"), accuracy(8, "adam")
+    assert rk4.mean() > adam.mean()
+    assert (rk4 > adam).sum() == 3
+    assert (rk4 < accuracy(8, "adam, four times the steps")).all()
+    assert accuracy(8, "euler").mean() == pytest.approx(rk4.mean(), abs=0.1)
+    shown = in_chapter("claim")
+    for row, key in (
+        (("Runge–Kutta 4", "1", "4"), "rk4, per step"), (("Runge–Kutta 4", "1/4", "1"), "rk4, per gradient"),
+        (("Adam", "1", "1"), "adam"), (("Adam", "4", "4"), "adam, four times the steps"),
+        (("Euler", "1", "1"), "euler"), (("momentum", "1", "1"), "momentum"),
+    ):  # fmt: skip
+        for (mean, spread), batch in zip(shown[row], (8, 360), strict=True):
+            found = accuracy(batch, key)
+            assert (mean, spread) == pytest.approx((found.mean(), found.std(ddof=1)), abs=0.006)
