@@ -138,7 +138,7 @@ class SkipGram(keras.Model):
         return _loss(s), [to_centres, to_contexts]
 
     def autodiff(self, centres: Any, candidates: Any) -> tuple[Any, list[Any]]:
-        """Returns the same as :meth:`closed_form`, with the gradients from a tape around :meth:`call`."""
+        """Returns the same as :meth:`closed_form`, with the gradients from a tape around ``call``."""
         with tf.GradientTape() as tape:
             loss = _loss(self((centres, candidates)))
         tables = [self.centres.embeddings.value, self.contexts.embeddings.value]
