@@ -22,9 +22,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from companion.injection import brought_by_one, wrapped_by
+from companion.injection import brought_by_one
 from companion.sparse import coalesce
 from companion.sums import GradientSums, all_finite
+from companion.wrapping import WrappingOptimizer, wrapped_by
 
 _CHOICES = {
     "normalize": ("mean", "sum", "weight"),
@@ -88,7 +89,7 @@ def _nothing() -> None:
 
 
 @keras.saving.register_keras_serializable(package="companion")
-class GradientAccumulation(keras.optimizers.Optimizer):
+class GradientAccumulation(WrappingOptimizer):
     r"""Wraps an optimizer so that it takes one step for every ``steps`` micro-batches, on their mean gradient.
 
     For micro-batches :math:`i` with weights :math:`w_i`, all gradients :math:`g_i` at the same :math:`\theta`:
@@ -185,7 +186,7 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         for name, value in chosen.items():
             if value not in _CHOICES[name]:
                 raise ValueError(f"`{name}` must be one of {_CHOICES[name]}. Received: {name}={value!r}")
-        super().__init__(learning_rate=0.0, **kwargs)
+        super().__init__(**kwargs)
         self.inner_optimizer = optimizer
         self.steps = steps
         self.normalize, self.accumulator_dtype = normalize, accumulator_dtype
@@ -194,49 +195,15 @@ class GradientAccumulation(keras.optimizers.Optimizer):
         self._strategy = tf.distribute.get_strategy()
         self._subsets: frozenset[tuple[int, ...]] = frozenset()  # of variables that came together so far
 
-    # What a user reads and sets is the wrapped optimizer's.
-
     @property
     def variables(self) -> list[Any]:
         """The variables of the window, then those of the wrapped optimizer."""
         return [*super().variables, *self.inner_optimizer.variables]
 
-    @property
-    def iterations(self) -> Any:
-        """The number of updates."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def learning_rate(self) -> Any:
-        """The wrapped optimizer's, at this update."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.inner_optimizer.learning_rate = value
-
-    @property
-    def loss_scale_factor(self) -> Any:
-        """The wrapped optimizer's, which unscales the gradient of the window."""
-        return self.inner_optimizer.loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, value: Any) -> None:
-        if hasattr(self, "inner_optimizer"):  # the base class sets its own default before there is one
-            self.inner_optimizer.loss_scale_factor = value
-
-    def scale_loss(self, loss: Any) -> Any:
-        """Scales the loss as the wrapped optimizer does."""
-        return self.inner_optimizer.scale_loss(loss)
-
-    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """Excludes variables from the wrapped optimizer's weight decay."""
-        self.inner_optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
-
     def finalize_variable_values(self, var_list: Any) -> None:
         """Does at the end of training what ``remainder`` says, then what the wrapped optimizer does."""
         self.end_epoch()
-        self.inner_optimizer.finalize_variable_values(var_list)
+        super().finalize_variable_values(var_list)
 
     # The state of the window.
 

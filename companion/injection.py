@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from companion.optimizers import _learning_rate
 from companion.oracle import GradientOracle, check_question, scaled
+from companion.wrapping import wrapped_by
 
 # Private names of Keras, checked on 3.13.2 and 3.15.1; tests/test_injection.py notices when they move.
 _BUILD_FROM_ITERATOR = "_maybe_symbolic_build"
@@ -349,18 +350,6 @@ def _weighed(optimizer: Any, oracle: GradientOracle) -> Iterator[bool]:
     finally:
         for layer in accumulations:
             vars(layer).pop("apply", None)
-
-
-def wrapped_by(optimizer: Any) -> Iterator[Any]:
-    """Yields an optimizer and all that it wraps, from the outside to the inside.
-
-    Args:
-        optimizer: a ``keras.optimizers.Optimizer``, or ``None``, which wraps nothing.
-    """
-    while optimizer is not None:
-        yield optimizer
-        yield from getattr(optimizer, "optimizers", ())
-        optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
 def _is_injected(model: Any) -> bool:

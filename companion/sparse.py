@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from companion.wrapping import WrappingOptimizer
+
 
 def coalesce(gradient: Any) -> Any:
     r"""Sums the rows of a sparse gradient that have the same id.
@@ -57,7 +59,7 @@ def coalesce(gradient: Any) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="companion")
-class CoalesceGradients(keras.optimizers.Optimizer):
+class CoalesceGradients(WrappingOptimizer):
     r"""Any Keras optimizer, with the rows of sparse gradients that share an id summed first.
 
     Keras 3 squares each occurrence of a row by itself. For a row that occurs with gradients :math:`r_1, \dots, r_k`,
@@ -122,7 +124,7 @@ class CoalesceGradients(keras.optimizers.Optimizer):
                 "CoalesceGradients(...)), or leave it to `model.compile`, which adds one under mixed_float16. "
                 f"Received: optimizer={optimizer!r}"
             )
-        super().__init__(learning_rate=0.0, name=name)
+        super().__init__(name=name)
         self.inner_optimizer = optimizer
 
     def build(self, variables: list[Any]) -> None:
@@ -151,48 +153,10 @@ class CoalesceGradients(keras.optimizers.Optimizer):
             grads = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
         self.inner_optimizer.apply(grads, trainable_variables)
 
-    # What follows hands on to the inner optimizer whatever may be asked of an optimizer.
-
-    @property
-    def learning_rate(self) -> Any:
-        """The inner optimizer's learning rate, which can be set here."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.inner_optimizer.learning_rate = value
-
-    @property
-    def iterations(self) -> Any:
-        """The inner optimizer's count of updates."""
-        return self.inner_optimizer.iterations
-
     @property
     def variables(self) -> list[Any]:
         """The inner optimizer's variables: the wrapper has no state."""
         return self.inner_optimizer.variables
-
-    @property
-    def loss_scale_factor(self) -> Any:
-        """The inner optimizer's factor on the loss; a ``LossScaleOptimizer`` around this one sets it to ``None``."""
-        return self.inner_optimizer.loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, value: Any) -> None:
-        if hasattr(self, "inner_optimizer"):  # the base class's constructor sets None before there is one
-            self.inner_optimizer.loss_scale_factor = value
-
-    def scale_loss(self, loss: Any) -> Any:
-        """Returns the loss as the inner optimizer scales it."""
-        return self.inner_optimizer.scale_loss(loss)
-
-    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """Excludes variables from the inner optimizer's weight decay."""
-        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
-
-    def finalize_variable_values(self, var_list: Any) -> None:
-        """Lets the inner optimizer put its moving averages into the weights."""
-        self.inner_optimizer.finalize_variable_values(var_list)
 
     def set_weights(self, weights: Any) -> None:
         """Sets the inner optimizer's variables."""

@@ -15,6 +15,7 @@ from tests.book.reading import ROOT
 
 PACKAGE = ROOT / "companion"
 FLOORS = {
+    "wrapping": 0,
     "optimizers": 1,
     "gradient_flow": 1,
     "legacy": 1,
