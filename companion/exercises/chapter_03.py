@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras.optimizers.schedules import InverseTimeDecay
 
+from companion.exercises.answers import number as _number
 from companion.optimizers import Momentum
 
 _LOST = {"A": "counter", "B": "nothing", "C": "both", "D": "velocity"}
@@ -36,17 +37,6 @@ def _resumed_run(lost: str) -> np.ndarray:
         optimizer.apply([np.ones(1, "float32")], [weight])
         positions.append(float(weight.numpy()[0]))
     return -np.diff(positions)
-
-
-def _number(value: Any) -> float | None:
-    """The value as a float, or ``None`` if it is not one finite number."""
-    if isinstance(value, (bool, str)) or value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _largest_momentum(answer: Any) -> str | None:

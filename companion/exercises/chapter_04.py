@@ -1,25 +1,16 @@
 """Checks for the exercises of chapter 04: a gradient, a sampler, and a step on rows that repeat."""
 
-import inspect
 from typing import Any
 
 import numpy as np
 
-
-def _takes(function: Any, arguments: int) -> bool:
-    """Whether something can be called with so many positional arguments."""
-    try:
-        inspect.signature(function).bind(*[None] * arguments)
-    except (TypeError, ValueError):
-        return False
-    return True
-
+from companion.exercises.answers import takes
 
 # ---- 1 --------------------------------------------------------------------------------------------------------------
 
 
 def _context_gradients(answer: Any) -> str | None:
-    if not _takes(answer, 3):
+    if not takes(answer, 3):
         return "give the function `context_gradients` itself: it takes u, v and w."
     random = np.random.default_rng(4)
     u, v, w = random.normal(size=3), random.normal(size=(5, 3)), random.uniform(0.5, 2, 5)
@@ -59,7 +50,7 @@ _DRAWS, _NEIGHBOUR = 60_000, 1
 
 
 def _draw_negatives(answer: Any) -> str | None:
-    if not _takes(answer, 4):
+    if not takes(answer, 4):
         return "give the function `draw_negatives` itself: it takes counts, neighbour, size and random."
     counts = _COUNTS.copy()
     drawn = np.asarray(answer(counts, _NEIGHBOUR, _DRAWS, np.random.default_rng(0)))
@@ -99,7 +90,7 @@ def _shares(power: float) -> np.ndarray:
 
 
 def _descend(answer: Any) -> str | None:
-    if not _takes(answer, 4):
+    if not takes(answer, 4):
         return "give the function `descend` itself: it takes table, ids, rows and learning_rate."
     random = np.random.default_rng(0)
     ids, rows = np.array([2, 0, 2, 5, 2, 0]), random.normal(size=(6, 3))

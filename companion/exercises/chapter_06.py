@@ -1,11 +1,11 @@
 """Checks for the exercises of chapter 06: a merge, a wrapper for an optimizer, denominators, gaps and their faults."""
 
-import inspect
 from typing import Any
 
 import keras
 import numpy as np
 
+from companion.exercises.answers import takes
 from companion.optimizers import Momentum
 
 _FAULTS = {"A": "never reset", "B": "mean of means", "C": "a window late", "D": "zeros between"}
@@ -48,20 +48,11 @@ def _run(fault: str, beta: float) -> np.ndarray:
     return np.array(path)
 
 
-def _takes(function: Any, arguments: int) -> bool:
-    """Whether something can be called with so many positional arguments."""
-    try:
-        inspect.signature(function).bind(*[None] * arguments)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 # ---- 1 --------------------------------------------------------------------------------------------------------------
 
 
 def _merge(answer: Any) -> str | None:
-    if not _takes(answer, 2):
+    if not takes(answer, 2):
         return "give the function `merge` itself: it takes the gradients and the weights."
     gradients = [[np.array([[1.0, 2.0]]), np.array([8.0])], [np.array([[5.0, -2.0]]), np.array([4.0])]]
     gradients.append([np.array([[-3.0, 6.0]]), np.array([-16.0])])
@@ -139,7 +130,7 @@ _STREAM = [1.0, 2.0, 6.0, -4.0, 0.0, 10.0, 3.0, 3.0, -3.0, 8.0, 8.0, 2.0]  # mea
 def _accumulate(answer: Any) -> str | None:
     if not isinstance(answer, type):
         return "give the class `Accumulate` itself, not an instance and not a function."
-    if not _takes(answer, 2) or not callable(getattr(answer, "apply", None)):
+    if not takes(answer, 2) or not callable(getattr(answer, "apply", None)):
         return "the class must be made from (optimizer, steps) and have a method `apply(gradients, variables)`."
     spy = _Spy(learning_rate=0.5, momentum=0.5)
     variable = keras.Variable([0.0], dtype="float64")

@@ -6,14 +6,7 @@ import keras
 import numpy as np
 
 import companion
-
-
-def _number(answer: Any) -> float | None:
-    try:
-        return None if isinstance(answer, (bool, str)) else float(answer)
-    except (TypeError, ValueError):
-        return None
-
+from companion.exercises.answers import number as _number
 
 # ---- 1 --------------------------------------------------------------------------------------------------------------
 

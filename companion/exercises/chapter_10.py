@@ -6,16 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from companion.exercises.answers import number as _number
 from companion.gradient_flow import ButcherTableau, chebyshev, integrate, order_of, stability_limit, tableau
-
-
-def _number(answer: Any) -> float | None:
-    try:
-        number = None if isinstance(answer, (bool, str)) else float(answer)
-    except (TypeError, ValueError):
-        return None
-    return None if number is None or not np.isfinite(number) else number
-
 
 # ---- 1 --------------------------------------------------------------------------------------------------------------
 

@@ -1,24 +1,15 @@
 """Checks for the exercises of chapter 12: a rate between two budgets, a game's limit, a tableau, a choice."""
 
-import inspect
 from typing import Any
 
 import numpy as np
 
 from companion import gradient_flow
+from companion.exercises.answers import takes
 
 _CURVATURES = np.geomspace(1, 100, 400)
 _BEST_OF_EULER = 99 / 101
 _CHOICE = {"A": "momentum", "B": "chebyshev", "C": "extragradient", "D": "rk4"}
-
-
-def _takes(function: Any, arguments: int) -> bool:
-    """Whether something can be called with so many positional arguments."""
-    try:
-        inspect.signature(function).bind(*[None] * arguments)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 # ---- 1 --------------------------------------------------------------------------------------------------------------
@@ -47,7 +38,7 @@ def _rate(answer: Any) -> str | None:
 
 
 def _largest_stable(answer: Any) -> str | None:
-    if not _takes(answer, 2):
+    if not takes(answer, 2):
         return "give the function `largest_stable` itself: it takes the damping and the frequency."
     cases = np.array([(0.1, 1.0), (0.5, 2.0), (2.0, 0.0), (0.0, 3.0)])
     try:

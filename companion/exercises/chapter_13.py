@@ -1,19 +1,10 @@
 """Checks for the exercises of chapter 13: a modified loss, a flow through given points, a penalty, and its say."""
 
-import inspect
 from typing import Any
 
 import numpy as np
 
-
-def _takes(function: Any, arguments: int) -> bool:
-    """Whether something can be called with so many positional arguments."""
-    try:
-        inspect.signature(function).bind(*[None] * arguments)
-    except (TypeError, ValueError):
-        return False
-    return True
-
+from companion.exercises.answers import takes
 
 # ---- 1 --------------------------------------------------------------------------------------------------------------
 
@@ -21,7 +12,7 @@ _POINTS, _STEP_SIZES = np.array([-1.7, -0.6, 0.3, 1.4]), (0.1, 0.5)
 
 
 def _modified(answer: Any) -> str | None:
-    if not _takes(answer, 2):
+    if not takes(answer, 2):
         return "give the function `modified` itself: it takes theta and h."
     found = [[answer(float(theta), h) for theta in _POINTS] for h in _STEP_SIZES]
     if any(value is None for row in found for value in row):
@@ -58,7 +49,7 @@ def _modified(answer: Any) -> str | None:
 
 
 def _flow_through(answer: Any) -> str | None:
-    if not _takes(answer, 2):
+    if not takes(answer, 2):
         return "give the function `flow_through` itself: it takes the curvature and h."
     stable = [(1.0, 0.1), (4.0, 0.2), (19.0, 0.05)]
     found = [answer(*pair) for pair in stable]
@@ -124,7 +115,7 @@ class _Oracle:
 
 
 def _penalised(answer: Any) -> str | None:
-    if not _takes(answer, 2):
+    if not takes(answer, 2):
         return "give the function `penalised` itself: it takes the oracle and c."
     values, c = np.array([0.7, -0.4]), 0.01
     oracle = _Oracle(quartic=0.0)
