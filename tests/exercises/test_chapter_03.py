@@ -4,11 +4,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import pytest
 
 import companion
-from companion import exercises
 from companion.exercises.chapter_03 import resumed_runs
+from tests.exercises.judge import judged
 
 
 class _Variant(companion.Momentum):
@@ -180,17 +179,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("number", "answer"), RIGHT)
-def test_right_answers(number: str, answer: Any) -> None:
-    verdict = exercises.check(number, answer)
-    assert verdict.correct, verdict
-
-
-@pytest.mark.parametrize(("number", "answer", "words"), WRONG)
-def test_wrong_answers_get_a_hint(number: str, answer: Any, words: str) -> None:
-    verdict = exercises.check(number, answer)
-    assert not verdict.correct
-    assert words in verdict.message, verdict
+test_right_answers, test_wrong_answers_get_a_hint = judged(RIGHT, WRONG)
 
 
 def test_resumed_runs_are_what_they_claim() -> None:

@@ -3,9 +3,8 @@
 from typing import Any
 
 import numpy as np
-import pytest
 
-from companion import exercises
+from tests.exercises.judge import judged
 
 
 def _error(u: Any, v: Any, w: Any) -> Any:
@@ -104,14 +103,4 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("number", "answer"), RIGHT)
-def test_right_answers(number: str, answer: Any) -> None:
-    verdict = exercises.check(number, answer)
-    assert verdict.correct, verdict
-
-
-@pytest.mark.parametrize(("number", "answer", "words"), WRONG)
-def test_wrong_answers_get_a_hint(number: str, answer: Any, words: str) -> None:
-    verdict = exercises.check(number, answer)
-    assert not verdict.correct
-    assert words in verdict.message, verdict
+test_right_answers, test_wrong_answers_get_a_hint = judged(RIGHT, WRONG)

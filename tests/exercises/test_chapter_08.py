@@ -11,6 +11,7 @@ from keras.optimizers.schedules import ExponentialDecay
 
 from companion import exercises, gradient_flow
 from companion.exercises.chapter_08 import _HESSIAN, _RUNS
+from tests.exercises.judge import judged
 
 LARGE, SMALL = 5 + 5**0.5, 5 - 5**0.5  # the eigenvalues of the Hessian of 08.1
 
@@ -103,17 +104,7 @@ WRONG: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("number", "answer"), RIGHT)
-def test_right_answers(number: str, answer: Any) -> None:
-    verdict = exercises.check(number, answer)
-    assert verdict.correct, verdict
-
-
-@pytest.mark.parametrize(("number", "answer", "words"), WRONG)
-def test_wrong_answers_get_a_hint(number: str, answer: Any, words: str) -> None:
-    verdict = exercises.check(number, answer)
-    assert not verdict.correct
-    assert words in verdict.message, verdict
+test_right_answers, test_wrong_answers_get_a_hint = judged(RIGHT, WRONG)
 
 
 # ---- what the checks rest on ----------------------------------------------------------------------------------------

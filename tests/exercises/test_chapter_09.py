@@ -3,11 +3,10 @@
 from typing import Any
 
 import keras
-import pytest
 from keras import ops
 
 import companion
-from companion import exercises
+from tests.exercises.judge import judged
 
 
 def sam(
@@ -98,14 +97,4 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("number", "answer"), RIGHT)
-def test_right_answers(number: str, answer: tuple[Any, ...]) -> None:
-    verdict = exercises.check(number, *answer)
-    assert verdict.correct, verdict.message
-
-
-@pytest.mark.parametrize(("number", "answer", "expected"), WRONG)
-def test_wrong_answers_get_a_hint_that_fits(number: str, answer: tuple[Any, ...], expected: str) -> None:
-    verdict = exercises.check(number, *answer)
-    assert not verdict.correct
-    assert expected in verdict.message
+test_right_answers, test_wrong_answers_get_a_hint_that_fits = judged(RIGHT, WRONG, unpack=True)

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from companion import exercises
 from companion.exercises.chapter_10 import suspects
 from companion.gradient_flow import ButcherTableau, tableau
+from tests.exercises.judge import judged
 
 NODES = [0, 1 / 3, 2 / 3]
 HEUN3 = ButcherTableau([[0, 0, 0], [1 / 3, 0, 0], [0, 2 / 3, 0]], [1 / 4, 0, 3 / 4], NODES, order=3)
@@ -77,17 +77,7 @@ WRONG: list[tuple[str, tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("number", "answer"), RIGHT)
-def test_right_answers(number: str, answer: tuple[Any, ...]) -> None:
-    verdict = exercises.check(number, *answer)
-    assert verdict.correct, verdict.message
-
-
-@pytest.mark.parametrize(("number", "answer", "expected"), WRONG)
-def test_wrong_answers_get_a_hint_that_fits(number: str, answer: tuple[Any, ...], expected: str) -> None:
-    verdict = exercises.check(number, *answer)
-    assert not verdict.correct
-    assert expected in verdict.message
+test_right_answers, test_wrong_answers_get_a_hint_that_fits = judged(RIGHT, WRONG, unpack=True)
 
 
 # ---- what the checks rest on ----------------------------------------------------------------------------------------

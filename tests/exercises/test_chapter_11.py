@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import companion
-from companion import exercises
+from tests.exercises.judge import judged
 
 # ---- 3 --------------------------------------------------------------------------------------------------------------
 
@@ -187,17 +187,7 @@ WRONG: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("number", "answer"), RIGHT)
-def test_right_answers(number: str, answer: Any) -> None:
-    verdict = exercises.check(number, answer)
-    assert verdict.correct, verdict
-
-
-@pytest.mark.parametrize(("number", "answer", "words"), WRONG)
-def test_wrong_answers_get_a_hint(number: str, answer: Any, words: str) -> None:
-    verdict = exercises.check(number, answer)
-    assert not verdict.correct
-    assert words in verdict.message, verdict
+test_right_answers, test_wrong_answers_get_a_hint = judged(RIGHT, WRONG)
 
 
 # ---- what the checks rest on ----------------------------------------------------------------------------------------

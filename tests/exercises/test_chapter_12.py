@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from companion import exercises, gradient_flow
+from companion import gradient_flow
+from tests.exercises.judge import judged
 
 
 def _two_stages(c: float) -> gradient_flow.ButcherTableau:
@@ -63,17 +64,7 @@ WRONG: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("number", "answer"), RIGHT)
-def test_right_answers(number: str, answer: Any) -> None:
-    verdict = exercises.check(number, answer)
-    assert verdict.correct, verdict
-
-
-@pytest.mark.parametrize(("number", "answer", "words"), WRONG)
-def test_wrong_answers_get_a_hint(number: str, answer: Any, words: str) -> None:
-    verdict = exercises.check(number, answer)
-    assert not verdict.correct
-    assert words in verdict.message, verdict
+test_right_answers, test_wrong_answers_get_a_hint = judged(RIGHT, WRONG)
 
 
 def test_what_exercise_1_says_of_euler() -> None:
