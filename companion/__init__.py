@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
 from companion.implicit_euler import ImplicitEuler
 from companion.injection import InjectedModel, InjectedOptimizer, eject, inject
+from companion.local_sgd import LocalSGD, connect
 from companion.multistep import AdamsBashforth2, OptimisticSGD
 from companion.optimizers import SGD, Adam, Momentum
 from companion.oracle import GradientOracle
@@ -31,11 +32,13 @@ __all__ = [
     "ImplicitEuler",
     "InjectedModel",
     "InjectedOptimizer",
+    "LocalSGD",
     "Momentum",
     "OptimisticSGD",
     "RungeKutta",
     "RungeKuttaChebyshev",
     "SkipGram",
+    "connect",
     "eject",
     "inject",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from companion.merging import weighted_mean
 from companion.optimizers import _learning_rate
 from companion.oracle import GradientOracle, check_question, scaled
 from companion.wrapping import wrapped_by
@@ -22,7 +23,10 @@ _BUILD_FROM_BATCH = "_symbolic_build"
 
 
 def inject(
-    model: keras.Model, micro_batches: int = 1, weight_fn: Callable[[Any, Any, Any], Any] | None = None
+    model: keras.Model,
+    micro_batches: int = 1,
+    weight_fn: Callable[[Any, Any, Any], Any] | None = None,
+    merge: Callable[[list[Any], Any], list[Any]] = weighted_mean,
 ) -> keras.Model:
     r"""Makes ``fit`` process each batch in parts and apply one gradient, that of the whole batch.
 
@@ -31,8 +35,9 @@ def inject(
        \nabla L(\theta) = \frac{1}{\sum_i D_i} \sum_i \nabla S_i(\theta)
 
     Peak memory is that of a part, and the weights, the loss, the metrics and the history are those of the whole batch:
-    with masks, sample weights, several outputs, a ragged last batch, and on several replicas. See
-    :class:`~companion.oracle.GradientOracle` for the exceptions, among them BatchNorm and dropout.
+    with masks, sample weights, several outputs, a ragged last batch, and on several replicas: devices of one machine
+    (``tf.distribute.MirroredStrategy``), or of several (``MultiWorkerMirroredStrategy``, which Keras's own step does
+    not support). See :class:`~companion.oracle.GradientOracle` for the exceptions, among them BatchNorm and dropout.
 
     Args:
         model: a compiled model with the training step of ``keras.Model``.
@@ -40,6 +45,9 @@ def inject(
             :class:`~companion.oracle.GradientOracle`. Defaults to 1.
         weight_fn: for a loss with a denominator of its own, on one replica: a function of ``(x, y, sample_weight)``
             that returns the denominator of a part. Defaults to ``None``.
+        merge: a rule of :mod:`companion.merging`, or a function like them, by which several replicas merge their
+            gradients. The optimizer clips what has been merged. Defaults to
+            :func:`~companion.merging.weighted_mean`, the formula above.
 
     Returns:
         The same model. :func:`~companion.injection.eject` restores it. Cloning and loading lose the injection: call
@@ -58,11 +66,13 @@ def inject(
     Taught in chapters 06, 07 and 09, :doc:`/notebooks/06_the_fix`, :doc:`/notebooks/07_accumulation_in_practice` and
     :doc:`/notebooks/09_injecting_heun`.
     """
-    _check(model, micro_batches, weight_fn)
-    model.train_step = functools.partial(_train_step, model, micro_batches, weight_fn)
+    _check(model, micro_batches, weight_fn, merge)
+    model.train_step = functools.partial(_train_step, model, micro_batches, weight_fn, merge)
     model.train_function = None
     if model.distribute_strategy.num_replicas_in_sync > 1:
         setattr(model, _BUILD_FROM_ITERATOR, functools.partial(_build_from_one_shard, model))
+    if _has_workers(model):
+        model.test_step, model.test_function = functools.partial(_test_step, model), None
     return model
 
 
@@ -87,6 +97,9 @@ def eject(model: keras.Model) -> keras.Model:
         del model.train_step
         model.train_function = None
         vars(model).pop(_BUILD_FROM_ITERATOR, None)
+    if getattr(vars(model).get("test_step"), "func", None) is _test_step:
+        del model.test_step
+        model.test_function = None
     return model
 
 
@@ -193,6 +206,7 @@ class InjectedModel:
     Attributes:
         micro_batches: as in :func:`inject`. Defaults to 1.
         weight_fn: as in :func:`inject`. Defaults to ``None``.
+        merge: as in :func:`inject`. Defaults to :func:`~companion.merging.weighted_mean`.
 
     Example:
         >>> @keras.saving.register_keras_serializable()
@@ -207,10 +221,15 @@ class InjectedModel:
 
     micro_batches: int = 1
     weight_fn: Callable[[Any, Any, Any], Any] | None = None
+    merge: Callable[[list[Any], Any], list[Any]] = staticmethod(weighted_mean)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """What ``fit`` does with a batch."""
-        return _train_step(self, self.micro_batches, type(self).weight_fn, data)
+        return _train_step(self, self.micro_batches, type(self).weight_fn, type(self).merge, data)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """What ``evaluate`` does with a batch."""
+        return _logs(self, super().test_step(data))  # type: ignore[misc]
 
 
 def moved(points: list[Any], factor: Any, directions: list[Any]) -> list[Any]:
@@ -236,11 +255,29 @@ def _build_anyhow(model: Any, iterator: Any = None, data_batch: Any = None) -> N
 setattr(InjectedModel, _BUILD_FROM_ITERATOR, _build_anyhow)
 
 
-def _train_step(model: Any, micro_batches: int, weight_fn: Any, data: Any) -> dict[str, Any]:
+def _train_step(model: Any, micro_batches: int, weight_fn: Any, merge: Any, data: Any) -> dict[str, Any]:
     """What ``fit`` does with a batch."""
-    _check(model, micro_batches, weight_fn)  # once more: the model may have been compiled anew
-    _take_step(model.optimizer, GradientOracle(model, data, micro_batches, weight_fn))
-    return model.get_metrics_result()
+    _check(model, micro_batches, weight_fn, merge)  # once more: the model may have been compiled anew
+    _take_step(model.optimizer, GradientOracle(model, data, micro_batches, weight_fn, merge))
+    return _logs(model, model.get_metrics_result())
+
+
+def _test_step(model: Any, data: Any) -> dict[str, Any]:
+    """What ``evaluate`` does with a batch where there are several workers."""
+    return _logs(model, type(model).test_step(model, data))
+
+
+def _logs(model: Any, results: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as Keras wants them: of several workers' it takes the mean over the first axis, and scalars have none."""
+    if not _has_workers(model):
+        return results
+    return {name: tf.reshape(result, (1,)) for name, result in results.items()}
+
+
+def _has_workers(model: Any) -> bool:
+    """Whether the model was made under a strategy that spans several processes."""
+    resolver = model.distribute_strategy.cluster_resolver
+    return resolver is not None and bool(resolver.cluster_spec().jobs)
 
 
 def _take_step(optimizer: Any, oracle: GradientOracle) -> None:
@@ -356,8 +393,8 @@ def _is_injected(model: Any) -> bool:
     return getattr(vars(model).get("train_step"), "func", None) is _train_step
 
 
-def _check(model: Any, micro_batches: Any, weight_fn: Any) -> None:
-    check_question(model, micro_batches, weight_fn)
+def _check(model: Any, micro_batches: Any, weight_fn: Any, merge: Any) -> None:
+    check_question(model, micro_batches, weight_fn, merge)
     if type(model).train_step not in (keras.Model.train_step, InjectedModel.train_step) or (
         "train_step" in vars(model) and not _is_injected(model)
     ):

@@ -13,7 +13,6 @@ step nothing else of the model is computed for them. Chapters 06 and 07 of the b
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ import tensorflow as tf
 from keras import ops, tree
 
 from companion.denominators import activity_as_mean, compiled_loss, loss_shares, standing_in
+from companion.merging import weighted_mean
 from companion.sparse import coalesce
 
 
@@ -46,11 +46,15 @@ class GradientOracle:
             one may be smaller, and a small batch may have fewer. Defaults to 1.
         weight_fn: for a loss with a denominator of its own, on one replica: a function of ``(x, y, sample_weight)``
             that returns the denominator of a part. Defaults to ``None``.
+        merge: a rule of :mod:`companion.merging` or a function like them, for what replicas do with their gradients.
+            With any but the default, each replica holds the gradients of all, and answers are dense. Defaults to
+            :func:`~companion.merging.weighted_mean`, the formula above.
 
     Raises:
         TypeError: ``model`` is not a ``keras.Model``.
         ValueError: an argument is wrong, the model is not compiled or has no loss, or the batch is to be split, on a
-            loss that does not say what it divides by, without ``weight_fn``.
+            loss that does not say what it divides by, without ``weight_fn``; or it is to be merged by another rule
+            than the default, and losses do not divide by one number.
 
     Example:
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
@@ -72,16 +76,19 @@ class GradientOracle:
         data: Any,
         micro_batches: int = 1,
         weight_fn: Callable[[Any, Any, Any], Any] | None = None,
+        merge: Callable[[list[Any], Any], list[Any]] = weighted_mean,
     ) -> None:
-        check_question(model, micro_batches, weight_fn)
-        self.model, self.micro_batches = model, micro_batches
+        check_question(model, micro_batches, weight_fn, merge)
+        self.model, self.micro_batches, self.merge = model, micro_batches, merge
+        # What is merged with the weights of the whole adds up; any other rule wants the gradient of each share alone.
+        self._totals = _all_reduce if merge is weighted_mean else list
         self._weight_fn: Any = weight_fn
         self._takes_loss_as_it_is = weight_fn is not None or type(model).compute_loss is not keras.Model.compute_loss
         self._batch = tree.map_structure(
             lambda x: None if x is None else tf.convert_to_tensor(x), keras.utils.unpack_x_y_sample_weight(data)
         )
         self._examples = _examples(self._batch[0])
-        (self._all_examples,) = _all_reduce([tf.cast(self._examples, keras.config.floatx())])
+        (self._all_examples,) = self._totals([tf.cast(self._examples, keras.config.floatx())])
         self._asked = False
         self._prepare()
 
@@ -104,14 +111,34 @@ class GradientOracle:
         if _replicas(self.model) > 1:  # one without an example has nothing to say, where BatchNorm says 0 / 0
             sums = [tf.where(self._examples > 0, total, 0) for total in sums]
             state = [tf.where(self._examples > 0, *pair) for pair in zip(state, self._state, strict=True)]
-        *merged, losses = _all_reduce([*slices, *sums])
+        *dense, losses = sums
+        found = {"sparse": iter(slices), "dense": iter(dense)}
+        gradients = [next(found[kind]) for kind in self._kinds if kind != "none"]
+        *gradients, losses = (_all_reduce if self.merge is weighted_mean else self._by_rule)([*gradients, losses])
         if is_first:
             for variable, value in zip(self._moving, state, strict=True):
                 variable.assign(value)
             self._report(*tf.unstack(losses))
-        slices, dense = merged[: len(slices)], merged[len(slices) :]
-        found = {"sparse": map(coalesce, slices), "dense": iter(dense), "none": itertools.repeat(None)}
-        return [next(found[kind]) for kind in self._kinds]
+        merged = map(coalesce, gradients)
+        return [None if kind == "none" else next(merged) for kind in self._kinds]
+
+    def _by_rule(self, tensors: list[Any]) -> list[Any]:
+        """Gradients merged by the rule; the losses, which come last, by their weights."""
+        rows = _gather([tf.convert_to_tensor(tensor) for tensor in [*tensors, self._denominator]])
+        if len(rows[-1].shape) and rows[-1].shape[0] > 1:
+            weights = rows[-1]
+            weights = tf.where(tf.reduce_any(weights > 0), weights, tf.ones_like(weights))
+            rows = [tf.gather(row, tf.where(weights > 0)[:, 0]) for row in [*rows[:-1], weights]]
+        *gradients, losses, weights = rows
+        merged = self.merge(gradients, weights)
+        shapes = [tuple(gradient.shape[1:]) for gradient in gradients]
+        if not isinstance(merged, (list, tuple)) or [tuple(getattr(m, "shape", "?")) for m in merged] != shapes:
+            raise ValueError(
+                f"`merge` must return a list with a tensor for each variable, of its shape: {shapes}. "
+                f"Received: {merged!r} from merge={self.merge!r}"
+            )
+        merged = [tf.cast(one, gradient.dtype) for one, gradient in zip(merged, gradients, strict=True)]
+        return [*merged, *weighted_mean([losses], weights)]
 
     @property
     def denominator(self) -> Any:
@@ -120,6 +147,12 @@ class GradientOracle:
         Raises:
             ValueError: there is no such number: a loss is a sum, or two losses divide by different numbers.
         """
+        if self.merge is weighted_mean:
+            return self._denominator
+        return _all_reduce([self._denominator])[0]
+
+    @property
+    def _denominator(self) -> Any:
         shares, is_known = self._shares, not self._takes_loss_as_it_is
         if self._weight_fn is not None:
             return self._weight
@@ -130,8 +163,10 @@ class GradientOracle:
         losses = [f"{share.output!r} with reduction={share.loss.reduction!r}" for share in shares]
         raise ValueError(
             "One number cannot weigh this batch among others: all losses would have to divide by the same, also those "
-            "of `add_loss`, which are means over examples. Pass `weight_fn`, or let `micro_batches` do without another "
-            f"accumulation. Received: {', '.join(losses)}" + " and losses added in layers" * self._adds_losses
+            "of `add_loss`, which are means over examples. Pass `weight_fn`, let `micro_batches` do without another "
+            f"accumulation, or leave `merge` at its default. Received: {', '.join(losses)}"
+            + " and losses added in layers"
+            * self._adds_losses
         )
 
     def _prepare(self) -> None:
@@ -154,7 +189,7 @@ class GradientOracle:
                         compiled(y, outputs, sample_weight)
             return [share.denominator for share in self._shares if share.denominator is not None]
 
-        denominators = iter(_all_reduce(_only(look)))
+        denominators = iter(self._totals(_only(look)))
         for share in self._shares:
             share.denominator = None if share.denominator is None else next(denominators)
         self._state = [tf.identity(variable) for variable in self._moving]
@@ -253,13 +288,14 @@ class GradientOracle:
             metric.update_state(value, sample_weight=self._examples if isinstance(self._examples, int) else None)
 
 
-def check_question(model: Any, micro_batches: Any, weight_fn: Any) -> None:
+def check_question(model: Any, micro_batches: Any, weight_fn: Any, merge: Any) -> None:
     """Raises the error that says what is wrong with the arguments of a :class:`~companion.oracle.GradientOracle`.
 
     Args:
         model: what should be a compiled ``keras.Model``.
         micro_batches: what should be an integer of at least 1.
         weight_fn: what should be ``None`` or a function.
+        merge: what should be a function.
 
     Raises:
         RuntimeError: Keras runs on another backend than TensorFlow.
@@ -277,6 +313,11 @@ def check_question(model: Any, micro_batches: Any, weight_fn: Any) -> None:
         raise ValueError(f"`micro_batches` must be an integer of at least 1. Received: micro_batches={micro_batches!r}")
     if weight_fn is not None and not callable(weight_fn):
         raise ValueError(f"`weight_fn` must be a function of (x, y, sample_weight). Received: weight_fn={weight_fn!r}")
+    if not callable(merge):
+        raise ValueError(
+            "`merge` must be a function of (gradients, weights), such as companion.merging.median. "
+            f"Received: merge={merge!r}"
+        )
     if not model.compiled or model.optimizer is None:
         raise ValueError(
             "`model` must be compiled with an optimizer first: call `model.compile(...)`. Received: "
@@ -361,6 +402,15 @@ def _only(function: Callable[[], list[Any]]) -> list[Any]:
         return function()
     traced = tf.compat.v1.wrap_function(function, [])
     return traced.prune([], traced.outputs)() if traced.outputs else []
+
+
+def _gather(tensors: list[Any]) -> list[Any]:
+    """A row from each replica, on every replica."""
+    context = tf.distribute.get_replica_context()
+    count = 1 if context is None else context.num_replicas_in_sync
+    is_mine = tf.range(count) == (0 if context is None else context.replica_id_in_sync_group)
+    rows = [tf.reshape(is_mine, [-1, *[1] * len(tensor.shape)]) for tensor in tensors]
+    return _all_reduce([tf.where(row, tensor[None], 0) for row, tensor in zip(rows, tensors, strict=True)])
 
 
 def _all_reduce(tensors: list[Any]) -> list[Any]:
