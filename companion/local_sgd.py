@@ -34,7 +34,7 @@ class Team:
     def __init__(self, strategy: Any = None, timeout: float = 60.0) -> None:
         self.strategy, self.timeout = strategy, timeout
         self.size = 1 if strategy is None else strategy.num_replicas_in_sync
-        self.rank = 0 if strategy is None else int(strategy.run(_my_rank))
+        self.rank = 0 if strategy is None else int(tf.function(lambda: strategy.run(_my_rank))())
 
     def total(self, tensors: Sequence[Any]) -> list[Any]:
         """Returns the sums over workers. All call it with tensors of the same shapes and dtypes.
@@ -235,7 +235,7 @@ class LocalSGD(keras.callbacks.Callback):
         trainable = self.model.trainable_variables
         self.model.optimizer.build(trainable)
         if self.outer_optimizer is not None and not self._anchors:
-            self._anchors = [keras.Variable(v.value, dtype=v.dtype, trainable=True, name=v.name) for v in trainable]
+            self._anchors = [keras.Variable(v.numpy(), dtype=v.dtype, name=v.name) for v in trainable]
             self.outer_optimizer.build(self._anchors)
         if not self._restore():
             weights = _floating(self.model.weights)

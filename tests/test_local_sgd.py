@@ -1,0 +1,420 @@
+"""Holds `companion.local_sgd` against NumPy, with real processes on loopback that train, fail, and go on."""
+
+import functools
+import io
+import json
+import pathlib
+import re
+import tempfile
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import companion
+from companion import local_sgd
+from companion.launch import launch
+
+WORKER = pathlib.Path(__file__).parent / "local_sgd_worker.py"
+RATE, BATCH, EXAMPLES = 0.05, 5, 120
+
+
+def start(workers: int, scenarios: list[dict[str, Any]], folder: Any) -> tuple[int, str]:
+    """The exit status of a launch, and what it printed."""
+    out = io.StringIO()
+    status = launch(workers, WORKER, [str(folder), json.dumps(scenarios)], out=out)
+    return status, out.getvalue()
+
+
+def found(folder: Any, name: str, workers: int) -> list[dict[str, Any]]:
+    """What each worker wrote about a scenario."""
+    stored = [np.load(pathlib.Path(folder) / f"{name}-{rank}.npz") for rank in range(workers)]
+    return [{key: each[key][()] for key in each.files} for each in stored]
+
+
+def both(name: str, workers: int, **scenario: Any) -> dict[str, Any]:
+    return {"name": name, "workers": workers, "arguments": {"learning_rate": RATE}, **scenario}
+
+
+PLAIN: list[dict[str, Any]] = [
+    both("every step", 2, local={"every": 1}),
+    both("every step, momentum", 2, local={"every": 1}, arguments={"learning_rate": RATE, "momentum": 0.75}),
+    both("every third", 2, local={"every": 3}),
+    both("every fourth, momentum", 2, local={"every": 4}, arguments={"learning_rate": RATE, "momentum": 0.75}),
+    both("slots", 2, local={"every": 4, "average_slots": True}, arguments={"learning_rate": RATE, "momentum": 0.75}),
+    both("every seventh", 2, local={"every": 7}),
+    both("warmup", 2, local={"every": 6, "warmup": 5}),
+    both("outer plain", 2, local={"every": 3, "outer_optimizer": {"learning_rate": 1.0}}),
+    both(
+        "outer Nesterov",
+        2,
+        local={"every": 3, "outer_optimizer": {"learning_rate": 0.75, "momentum": 0.75, "nesterov": True}},
+    ),
+    both("together", 2, local={"every": 6}, compile={"steps_per_execution": 3}),
+    both("XLA and eager", 2, local={"every": 3}, compile={"run_eagerly": True}),
+    both("twice", 2, local={"every": 3}, epochs=1, again=True),
+    both("single", 2, local={"every": 3}, dtype="float32"),
+    both("deep", 2, local={"every": 3}, model="deep", optimizer="Adam"),
+    # What is refused, on every worker, before a weight moves
+    both("uneven steps", 2, local={"every": 3}, examples=[60, 40]),
+    both("uneven epochs", 2, local={"every": 3}, epochs=[2, 3]),
+    both("uneven every", 2, local={"every": [3, 4]}),
+    both("unknown steps", 2, local={"every": 3}, generator=True),
+    both("unbuilt", 2, local={"every": 3}, unbuilt=True),
+    both("no multiple", 2, local={"every": 4}, compile={"steps_per_execution": 3}),
+    both("stopped early", 2, local={"every": 3}, **{"stop at": [5, None]}),
+]
+THREE: list[dict[str, Any]] = [
+    both("three, every step", 3, local={"every": 1}, batch=4),
+    both("three, every fourth", 3, local={"every": 4}, batch=4),
+]
+BY_NAME = {scenario["name"]: scenario for scenario in PLAIN + THREE}
+
+
+@functools.cache
+def results(workers: int) -> dict[str, list[dict[str, Any]]]:
+    """All scenarios of so many workers, in one launch."""
+    scenarios = PLAIN if workers == 2 else THREE
+    with tempfile.TemporaryDirectory() as folder:
+        status, printed = start(workers, scenarios, folder)
+        assert status == 0, printed[-3000:]
+        return {scenario["name"]: found(folder, scenario["name"], workers) for scenario in scenarios}
+
+
+def result(name: str) -> list[dict[str, Any]]:
+    return results(BY_NAME[name]["workers"])[name]
+
+
+# The reference: linear regression by hand
+
+
+def examples() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(EXAMPLES, 4))
+    return x, x @ generator.normal(size=(4, 2)) + generator.normal(size=(EXAMPLES, 2))
+
+
+def slope(theta: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The gradient of the mean squared error; the weights are a matrix and a bias, in one vector."""
+    error = x @ theta[:8].reshape(4, 2) + theta[8:] - y
+    return np.concatenate([(x.T @ error).ravel(), error.sum(0)]) * 2 / error.size
+
+
+def by_hand(scenario: dict[str, Any], begin: np.ndarray) -> list[np.ndarray]:
+    """The mean of the workers' weights after each step; their own weights where they have not been averaged."""
+    workers, batch, local = scenario["workers"], scenario.get("batch", BATCH), scenario["local"]
+    momentum = scenario["arguments"].get("momentum", 0.0)
+    outer = local.get("outer_optimizer")
+    x, y = examples()
+    order = np.arange(EXAMPLES).reshape(-1, workers, batch)
+    theta, velocity = np.tile(begin, (workers, 1)), np.zeros((workers, 10))
+    anchor, outer_velocity, path, step = begin.copy(), np.zeros(10), [], 0
+    for _ in range(2):
+        for places in order:
+            step += 1
+            for rank in range(workers):
+                velocity[rank] = momentum * velocity[rank] - RATE * slope(theta[rank], x[places[rank]], y[places[rank]])
+                theta[rank] += velocity[rank]
+            warmup = local.get("warmup", 0)
+            if step <= warmup or (step - warmup) % local["every"] == 0:
+                average = theta.mean(0)
+                if outer:
+                    delta, m = anchor - average, outer.get("momentum", 0.0)
+                    outer_velocity = m * outer_velocity - outer["learning_rate"] * delta
+                    nesterov = outer.get("nesterov", False)
+                    anchor = anchor + (
+                        m * outer_velocity - outer["learning_rate"] * delta if nesterov else outer_velocity
+                    )
+                    average = anchor
+                theta[:] = average
+                if local.get("average_slots"):
+                    velocity[:] = velocity.mean(0)
+            path.append(theta.copy())
+    return path
+
+
+NUMERICAL = [
+    "every step",
+    "every step, momentum",
+    "every third",
+    "every fourth, momentum",
+    "slots",
+    "every seventh",
+    "warmup",
+    "outer plain",
+    "outer Nesterov",
+    "XLA and eager",
+    "three, every step",
+    "three, every fourth",
+]
+
+
+@pytest.mark.parametrize("name", NUMERICAL)
+def test_every_step_of_every_worker_is_that_of_numpy(name: str) -> None:
+    path = by_hand(BY_NAME[name], result(name)[0]["before"])
+    for rank, mine in enumerate(result(name)):
+        assert mine["error"] == ""
+        np.testing.assert_allclose(mine["seen"], [theta[rank] for theta in path], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        pytest.param("every third", {"every": 4}, id="another k"),
+        pytest.param("slots", {"every": 4}, id="slots kept apart"),
+        pytest.param(
+            "outer Nesterov", {"every": 3, "outer_optimizer": {"learning_rate": 0.75, "momentum": 0.75}}, id="outer"
+        ),
+        pytest.param("warmup", {"every": 6}, id="no warmup"),
+    ],
+)
+@pytest.mark.xfail(strict=True, raises=AssertionError)
+def test_another_rule_is_told_from_it(name: str, other: dict[str, Any]) -> None:
+    path = by_hand({**BY_NAME[name], "local": other}, result(name)[0]["before"])
+    for rank, mine in enumerate(result(name)):
+        np.testing.assert_allclose(mine["seen"], [theta[rank] for theta in path], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["every step", "every step, momentum", "three, every step"])
+def test_an_exchange_after_every_step_is_synchronous_training(name: str) -> None:
+    """One model in Keras, on the batches of all workers together."""
+    scenario = BY_NAME[name]
+    begin = result(name)[0]["before"]
+    layer = keras.layers.Dense(2, dtype="float64")
+    model = keras.Sequential([keras.Input((4,), dtype="float64"), layer])
+    layer.set_weights([begin[:8].reshape(4, 2), begin[8:]])
+    model.compile(keras.optimizers.SGD(**scenario["arguments"]), "mse", jit_compile=False)
+    x, y = examples()
+    for _ in range(2):
+        for places in np.arange(EXAMPLES).reshape(-1, scenario["workers"] * scenario.get("batch", BATCH)):
+            model.train_on_batch(x[places], y[places])
+    for mine in result(name):  # `train_on_batch` hands float64 over as float32
+        np.testing.assert_allclose(mine["weights"], np.concatenate([w.ravel() for w in model.get_weights()]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*NUMERICAL, "deep", "single", "together"])
+def test_workers_end_on_the_same_weights(name: str) -> None:
+    first, *others = result(name)
+    assert not np.array_equal(first["before"], others[0]["before"])
+    for other in others:
+        np.testing.assert_array_equal(other["weights"], first["weights"])
+
+
+def test_steps_in_one_execution_change_nothing() -> None:
+    path = by_hand(BY_NAME["together"], result("together")[0]["before"])
+    for rank, mine in enumerate(result("together")):
+        np.testing.assert_allclose(mine["seen"], [theta[rank] for theta in path[2::3]], rtol=0, atol=1e-12)
+
+
+def test_training_can_go_on() -> None:
+    """Two calls of `fit`, of 12 steps each and an exchange every third, are as one."""
+    for twice, once in zip(result("twice"), result("every third"), strict=True):
+        np.testing.assert_array_equal(twice["weights"], once["weights"])
+
+
+@pytest.mark.parametrize(("name", "every"), [("every step", 1), ("every third", 3), ("three, every fourth", 4)])
+def test_calls_and_bytes_fall_by_k(name: str, every: int) -> None:
+    steps = 24 if BY_NAME[name]["workers"] == 2 else 20
+    for mine in result(name):
+        assert mine["exchanges"] == steps // every
+        assert mine["bytes"] == steps // every * 10 * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [("every seventh", [7, 14, 21]), ("warmup", [1, 2, 3, 4, 5, 11, 17, 23]), ("together", [6, 12, 18, 24])],
+)
+def test_when_weights_are_exchanged(name: str, after: list[int]) -> None:
+    steps = np.arange(1, 25)[2::3] if name == "together" else np.arange(1, 25)
+    for mine in result(name):
+        counts = np.concatenate([[0], mine["exchanges after"]])
+        assert steps[np.diff(counts) > 0].tolist() == after
+        assert mine["exchanges"] == len(after) + (after[-1] < 24)  # and once more at the end
+        assert mine["counters"].tolist() == [24, 24]
+
+
+def test_single_precision_is_near_double() -> None:
+    path = by_hand(BY_NAME["single"], result("single")[0]["before"].astype("float64"))
+    for mine in result("single"):
+        np.testing.assert_allclose(mine["weights"], path[-1][0], atol=1e-6)
+
+
+def test_slots_are_averaged_where_that_is_asked_for() -> None:
+    (one, other), (mine, theirs) = result("slots"), result("every fourth, momentum")
+    np.testing.assert_array_equal(one["slots"], other["slots"])
+    assert np.abs(mine["slots"] - theirs["slots"]).max() > 1e-3
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("uneven steps", "ValueError: All workers must have the same `steps`.*steps=[12, 8], by worker"),
+        ("uneven epochs", "ValueError: All workers must have the same `epochs`.*epochs=[2, 3], by worker"),
+        ("uneven every", "ValueError: All workers must have the same `every`.*every=[3, 4], by worker"),
+        ("unknown steps", "ValueError: `fit` cannot tell how many steps.*pass `steps_per_epoch`"),
+        ("unbuilt", "ValueError: The model must be built and compiled"),
+        ("no multiple", "ValueError: `every` and `warmup` must be multiples of `steps_per_execution`=3.*every=4"),
+    ],
+)
+def test_refused_by_all_before_the_first_step(name: str, words: str) -> None:
+    for mine in result(name):
+        first, _, second = words.partition(".*")
+        assert mine["error"].startswith(first), mine["error"]
+        assert second in mine["error"]
+        np.testing.assert_array_equal(mine["weights"], mine["before"])
+        assert mine["exchanges"] == mine["iterations"] == 0
+
+
+def test_workers_at_different_steps_notice() -> None:
+    for mine in result("stopped early"):
+        assert mine["error"].startswith("RuntimeError: Worker "), mine["error"]
+        assert "[5, 6], by worker. Has a callback ended training on one of them? No weight was changed" in mine["error"]
+    np.testing.assert_array_equal(result("stopped early")[0]["weights"], result("stopped early")[0]["seen"][-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"every": 0}, "`every` must be an integer of at least 1. Received: every=0"),
+        ({"every": 2.5}, "`every` must be an integer of at least 1. Received: every=2.5"),
+        ({"every": True}, "Received: every=True"),
+        ({"every": 2, "warmup": -1}, "`warmup` must be an integer of at least 0. Received: warmup=-1"),
+        ({"every": 2, "outer_optimizer": "sgd"}, "`outer_optimizer` must be a keras.optimizers.Optimizer"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        companion.LocalSGD(**arguments)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "60", True, None])
+def test_bad_timeout(timeout: Any) -> None:
+    with pytest.raises(ValueError, match=r"`timeout` must be a number of seconds > 0\. Received: timeout="):
+        companion.connect(timeout)
+
+
+def test_outer_optimizer_must_be_another_one() -> None:
+    optimizer = keras.optimizers.SGD()
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(optimizer, "mse")
+    with pytest.raises(ValueError, match="`outer_optimizer` must be another one than the model's"):
+        model.fit(
+            np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[companion.LocalSGD(2, outer_optimizer=optimizer)]
+        )
+
+
+def test_team_must_come_first(monkeypatch: Any) -> None:
+    keras.ops.ones(1)
+    place = {"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(place))
+    monkeypatch.setattr(local_sgd, "_teams", [])
+    with pytest.raises(RuntimeError, match=r"call `companion.connect\(\)` at the top of the script"):
+        companion.connect()
+
+
+# Backups, alone
+
+
+class CutOff(keras.callbacks.Callback):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.left = step
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise InterruptedError
+
+
+def alone(folder: Any, epochs: int, outer: bool = False, cut_off_at: int = 0) -> list[np.ndarray]:
+    """A run of ten steps an epoch, so that epochs end between exchanges."""
+    keras.utils.set_random_seed(3)
+    layers = [keras.layers.Dense(4, "tanh"), keras.layers.Dropout(0.3), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    model.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=False)
+    optimizer = keras.optimizers.SGD(0.7, momentum=0.9, nesterov=True) if outer else None
+    local = companion.LocalSGD(3, outer_optimizer=optimizer, backup_dir=folder)
+    x, y = examples()
+    callbacks = [CutOff(cut_off_at), local]
+    model.fit(x, y, batch_size=12, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+    return model.get_weights()
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_run_in_pieces_ends_where_one_run_does(tmp_path: pathlib.Path, outer: bool) -> None:
+    whole = alone(None, 4, outer=outer)
+    with pytest.raises(InterruptedError):
+        alone(tmp_path, 4, outer=outer, cut_off_at=25)
+    for _ in range(2):  # the second time all is done already
+        for mine, theirs in zip(alone(tmp_path, 4, outer=outer), whole, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    assert [path.name for path in tmp_path.iterdir()] == ["worker-0-of-1-epoch-4.npz"]
+
+
+def test_backups_of_another_run_are_refused(tmp_path: pathlib.Path) -> None:
+    alone(tmp_path, 1)
+    with pytest.raises(ValueError, match="The backup is of another model or optimizer"):
+        alone(tmp_path, 2, outer=True)
+    (tmp_path / "worker-0-of-1-epoch-1.npz").rename(tmp_path / "worker-0-of-2-epoch-1.npz")
+    with pytest.raises(ValueError, match="`backup_dir` must hold the backups of one run, of 1 workers"):
+        alone(tmp_path, 2)
+
+
+def test_private_name_is_where_it_was() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    assert getattr(model, local_sgd._INITIAL_EPOCH) is None
+
+
+# Failures. A run with dropout, Adam and an outer optimizer, killed again and again, ends as one that was not
+
+
+RUN: dict[str, Any] = {
+    "name": "run",
+    "workers": 2,
+    "model": "deep",
+    "optimizer": "Adam",
+    "arguments": {"learning_rate": 0.01},
+    "epochs": 5,
+    "fatal": True,
+    "timeout": 8,
+}
+LOCAL = {"every": 5, "outer_optimizer": {"learning_rate": 0.7, "momentum": 0.9, "nesterov": True}}
+
+
+def test_killed_at_random_and_resumed(tmp_path: pathlib.Path) -> None:
+    """Each attempt is killed at another moment: off a step with an exchange, in one, while it writes a backup."""
+    generator = np.random.default_rng()
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert start(2, [{**RUN, "local": LOCAL}], whole)[0] == 0
+    expected = found(whole, "run", 2)
+    backup = {**LOCAL, "backup_dir": str(tmp_path / "backups")}
+    moments = {"kill": 20, "in exchange": 8, "in backup": 2}
+    for what, latest in moments.items():
+        saboteur = [int(generator.integers(2)), what, int(generator.integers(1, latest + 1))]
+        started = time.monotonic()
+        status, printed = start(2, [{**RUN, "local": backup, "saboteur": saboteur}], tmp_path)
+        assert status == 137, (saboteur, printed[-2000:])
+        assert time.monotonic() - started < 120
+        assert f"Worker {saboteur[0]} of 2 was killed by SIGKILL: the others are stopped." in printed
+    assert start(2, [{**RUN, "local": backup}], tmp_path)[0] == 0
+    for mine, theirs in zip(found(tmp_path, "run", 2), expected, strict=True):
+        for key in ("weights", "slots", "exchanges", "bytes", "iterations"):
+            np.testing.assert_array_equal(mine[key], theirs[key], err_msg=f"{key} {moments}")
+
+
+@pytest.mark.parametrize("what", ["hang", "stop"])
+def test_who_does_not_answer_is_noticed(tmp_path: pathlib.Path, what: str) -> None:
+    started = time.monotonic()
+    scenario = {**RUN, "local": {"every": 2}, "saboteur": [1, what, 3]}
+    status, printed = start(2, [scenario], tmp_path)
+    assert status == 1
+    assert "RuntimeError: Worker 0 of 2 has lost the others in an exchange" in printed
+    assert "or has not answered for 8 s. No weight was changed by it." in printed
+    assert "Worker 0 of 2 ended with exit status 1: the others are stopped." in printed
+    assert time.monotonic() - started < 120
