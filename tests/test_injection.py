@@ -3,10 +3,12 @@
 import contextlib
 import functools
 import inspect
+import io
 import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ import tensorflow as tf
 from companion import injection
 from companion.accumulation import GradientAccumulation
 from companion.injection import eject, inject
+from companion.launch import launch
 from companion.oracle import GradientOracle
 from companion.sparse import CoalesceGradients
 
@@ -609,6 +612,82 @@ def test_two_replicas_are_as_one(case: str) -> None:
 
 def test_weight_fn_on_two_replicas_is_refused() -> None:
     assert "`weight_fn` works on one replica only" in two_replicas()["weight_fn"]
+
+
+# On two workers, each a process, where Keras's own training step raises (keras issue 20585)
+
+
+WORKER = """
+import contextlib, json, os, pathlib, sys
+import tensorflow as tf
+
+strategy = tf.distribute.MultiWorkerMirroredStrategy() if "TF_CONFIG" in os.environ else None
+import keras, numpy as np
+from companion.injection import InjectedModel, inject
+from companion.merging import median
+
+
+class Injected(InjectedModel, keras.Sequential):
+    pass
+
+
+def run(prepare, kind=keras.Sequential):
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(26, 4)).astype("float32"), generator.normal(size=(26, 2)).astype("float32")
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(7).with_options(options)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        model = kind([keras.Input((4,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(2)])
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=0.5)
+        model.compile(optimizer, "mse", metrics=["mae"], jit_compile=False)
+    prepare(model)
+    history = model.fit(batches, epochs=2, validation_data=batches, shuffle=False, verbose=0)
+    outcome = [*model.get_weights(), *history.history.values(), model.evaluate(batches, verbose=0)]
+    return np.concatenate([np.ravel(values) for values in outcome]).tolist()
+
+
+results = {}
+for name, arguments in {
+    "in parts": (lambda model: inject(model, 2),),
+    "class": (lambda model: model, Injected),
+    "by a rule": (lambda model: inject(model, merge=median),),
+    "Keras": (lambda model: model,),
+}.items():
+    try:
+        results[name] = run(*arguments)
+    except Exception as error:
+        results[name] = f"{type(error).__name__}: {error}"
+me = str(strategy.cluster_resolver.task_id) if strategy else "alone"
+pathlib.Path(sys.argv[1]).with_suffix(f".{me}").write_text(json.dumps(results))
+"""
+
+
+@functools.cache
+def two_workers() -> list[dict[str, Any]]:
+    """What two workers, and last a process alone, ended on in each case, or the error."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = pathlib.Path(folder) / "worker.py"
+        script.write_text(WORKER)
+        printed = io.StringIO()
+        assert launch(2, script, [str(script)], out=printed) == 0, printed.getvalue()[-3000:]
+        subprocess.run([sys.executable, str(script), str(script)], check=True, capture_output=True)
+        return [json.loads(script.with_suffix(f".{name}").read_text()) for name in ("0", "1", "alone")]
+
+
+@pytest.mark.parametrize("case", ["in parts", "class", pytest.param("Keras", marks=KERAS_FAILS)])
+def test_two_workers_are_as_one(case: str) -> None:
+    *workers, alone = two_workers()
+    for found in workers:
+        assert not isinstance(found[case], str), found[case]
+        np.testing.assert_allclose(found[case], alone["Keras"], rtol=0, atol=1e-6)
+
+
+def test_workers_merge_by_a_rule() -> None:
+    one, other, alone = (found["by a rule"] for found in two_workers())
+    assert one == other
+    assert np.abs(np.array(one) - alone).max() > 1e-3
 
 
 def test_private_names_are_where_they_were() -> None:
