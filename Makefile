@@ -8,6 +8,8 @@ COLAB_READY := $(COLAB_VENV)/.ready
 # Colab's pinnable runtime has Python 3.12: use it where the machine has one.
 COLAB_PYTHON ?= $(firstword $(foreach name,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12),$(shell $(name) -c "print('$(name)')" 2>/dev/null)) $(PYTHON))
 INSTALL := -m pip install --quiet --disable-pip-version-check
+# Tests of one file stay together: they share what is slow to make.
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: book serve test lint unit notebooks-check colab bench notebooks lock adopt clean
 
@@ -26,13 +28,13 @@ lint: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 notebooks-check: $(READY)
-	$(BIN)/python -m pytest --nbval notebooks
+	$(BIN)/python -m pytest $(PARALLEL) --nbval notebooks
 
 colab: $(COLAB_READY) $(READY)  ## run every notebook as Colab would
-	$(BIN)/python -m tools.colab $(CURDIR)/$(COLAB_VENV)/bin/python
+	$(BIN)/python -m tools.colab $(CURDIR)/$(COLAB_VENV)/bin/python $(PARALLEL)
 
 bench: $(READY)  ## measure ratios on this machine, for book/performance
 	$(BIN)/python -m tests.benchmarks
