@@ -4,10 +4,8 @@ The model has two tables, a row of each for every word. A step needs a few thous
 tables are, so what a step costs depends on whether anything in it goes through all of them.
 """
 
-import itertools
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -17,9 +15,9 @@ from keras import ops
 
 from companion.optimizers import SGD, Momentum
 from companion.sparse import coalesce
-
-CHUNK = 2**17
-"""Words of running text from which pairs are made and shuffled together."""
+from companion.word_pairs import read_windows
+from companion.word_pairs import skip_gram_pairs as skip_gram_pairs
+from companion.word_pairs import vocabulary as vocabulary
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -40,7 +38,10 @@ class SkipGram(keras.Model):
     The loss of a batch is the *sum* over its pairs, so that the learning rate means what it means in the paper, where
     each pair makes a step of its own, whatever the batch size. The progress bar shows the mean.
 
-    Compile it with an optimizer and no loss; train it with ``fit`` on what :func:`skip_gram_pairs` returns. Any Keras
+    Compile it with an optimizer and no loss; train it with ``fit`` on what
+    :func:`~companion.word_pairs.skip_gram_pairs` returns, or :func:`~companion.word_pairs.skip_gram_windows`, which is
+    several times as fast: there candidate :math:`j` counts :math:`c_{ij}` for centre :math:`i`, :math:`y_{ij}` of it as
+    a neighbour, and :math:`\partial L / \partial s_{ij} = c_{ij}\, \sigma(s_{ij}) - y_{ij}`. Any Keras
     optimizer will do: rows that occur twice in a batch are summed before an optimizer that would not sum them. But only
     SGD without momentum leaves the rows alone that are not in the batch.
 
@@ -122,58 +123,76 @@ class SkipGram(keras.Model):
     def call(self, inputs: tuple[Any, Any]) -> Any:
         """Returns the scores, of shape ``(batch, 1 + negatives)``: larger for candidates more likely to be near."""
         centres, candidates = inputs
-        return ops.einsum("bd,bkd->bk", self.centres(centres), self.contexts(candidates))
+        to_each = "bd,bkd->bk" if len(centres.shape) == 1 else "bcd,bkd->bck"
+        return ops.einsum(to_each, self.centres(centres), self.contexts(candidates))
 
-    def closed_form(self, centres: Any, candidates: Any) -> tuple[Any, list[Any]]:
+    def closed_form(self, centres: Any, candidates: Any, near: Any = None, weight: Any = 1) -> tuple[Any, list[Any]]:
         """Returns loss and gradients by the formulas, a row for each occurrence."""
+        if near is None:
+            centres, near = tf.expand_dims(centres, 1), self._first(candidates)
         u = tf.gather(self.centres.embeddings.value, centres)
         v = tf.gather(self.contexts.embeddings.value, candidates)
-        s = tf.einsum("bd,bkd->bk", u, v)
-        error = tf.sigmoid(s) - _is_neighbour(s)
-        du = tf.einsum("bk,bkd->bd", error, v)
-        dv = tf.reshape(error[:, :, None] * u[:, None, :], (-1, self.dimension))
-        shape = tf.constant([self.vocabulary_size, self.dimension])
-        to_centres = tf.IndexedSlices(du, centres, shape)
-        to_contexts = tf.IndexedSlices(dv, tf.reshape(candidates, [-1]), shape)
-        return _loss(s), [to_centres, to_contexts]
+        s = tf.matmul(u, v, transpose_b=True)
+        error = weight * tf.sigmoid(s) - near
+        du = tf.matmul(error, v)
+        dv = tf.matmul(error, u, transpose_a=True)
+        return _loss(s, near, weight), [self._rows(du, centres), self._rows(dv, candidates)]
 
-    def autodiff(self, centres: Any, candidates: Any) -> tuple[Any, list[Any]]:
+    def autodiff(self, centres: Any, candidates: Any, near: Any = None, weight: Any = 1) -> tuple[Any, list[Any]]:
         """Returns the same as :meth:`closed_form`, with the gradients from a tape around ``call``."""
         with tf.GradientTape() as tape:
-            loss = _loss(self((centres, candidates)))
+            loss = self._forward(centres, candidates, near, weight)
         tables = [self.centres.embeddings.value, self.contexts.embeddings.value]
         return loss, tape.gradient(loss, tables)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Makes one step on a batch of pairs."""
-        centres, candidates = self._unpack(data)
-        loss, gradients = getattr(self, self.gradients)(centres, candidates)
+        """Makes one step on a batch of pairs, or of windows."""
+        batch, pairs = self._unpack(data)
+        loss, gradients = getattr(self, self.gradients)(*batch)
         if not _adds_up(self.optimizer):
             gradients = [coalesce(gradient) for gradient in gradients]
         tables = (self.centres, self.contexts)
         moved = [(g, table.embeddings) for g, table in zip(gradients, tables, strict=True) if table.trainable]
         self.optimizer.apply(*zip(*moved, strict=True))
-        return self._log(loss, centres)
+        return self._log(loss, pairs)
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """Returns the loss of a batch of pairs."""
-        centres, candidates = self._unpack(data)
-        return self._log(_loss(self((centres, candidates))), centres)
+        """Returns the loss of a batch of pairs, or of windows."""
+        batch, pairs = self._unpack(data)
+        return self._log(self._forward(*batch), pairs)
+
+    def _forward(self, centres: Any, candidates: Any, near: Any = None, weight: Any = 1) -> Any:
+        near = self._first(candidates) if near is None else near
+        return _loss(self((centres, candidates)), near, weight)
+
+    def _first(self, candidates: Any) -> Any:
+        """In a pair the first candidate is the neighbour."""
+        return tf.one_hot(0, candidates.shape[-1], dtype=self.compute_dtype)
+
+    def _rows(self, rows: Any, ids: Any) -> Any:
+        shape = tf.constant([self.vocabulary_size, self.dimension])
+        return tf.IndexedSlices(tf.reshape(rows, (-1, self.dimension)), tf.reshape(ids, [-1]), shape)
 
     def _unpack(self, data: Any) -> tuple[Any, Any]:
+        """The arguments of ``closed_form``, and how many pairs they are."""
         if self.compiled and self.loss is not None:
             raise ValueError(f"`loss` must be left out: a SkipGram has its own. Received: compile(loss={self.loss!r})")
-        (centres, candidates), _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if len(batch) > 2:
+            text, left, right, drawn = batch
+            batch = read_windows(text, left, right, drawn, self.negatives, self.compute_dtype)
+            return batch, tf.reduce_sum(batch[2])
+        centres, candidates = batch
         if candidates.shape[-1] != 1 + self.negatives:
             found = candidates.shape[-1] - 1
             raise ValueError(
                 f"The data must have `negatives` = {self.negatives} random words a pair. Received: {found}"
             )
-        return centres, candidates
+        return (centres, candidates), ops.size(centres)
 
-    def _log(self, loss: Any, centres: Any) -> dict[str, Any]:
-        pairs = ops.cast(ops.size(centres), loss.dtype)
-        self.loss_of_a_pair.update_state(loss / pairs, sample_weight=pairs)
+    def _log(self, loss: Any, pairs: Any) -> dict[str, Any]:
+        pairs = ops.cast(pairs, loss.dtype)
+        self.loss_of_a_pair.update_state(loss / ops.maximum(pairs, 1), sample_weight=pairs)
         return {"loss": self.loss_of_a_pair.result()}
 
     def most_similar(self, word: str | int, count: int = 10) -> list[tuple[Any, float]]:
@@ -224,138 +243,9 @@ class SkipGram(keras.Model):
         return {**super().get_config(), **own, "words": self.vocabulary and list(self.vocabulary)}
 
 
-def vocabulary(documents: Sequence[Sequence[str]], min_count: int = 5, max_size: int | None = None) -> list[str]:
-    """Lists the words of a text, the most frequent first; equally frequent ones in the order of the alphabet.
-
-    Args:
-        documents: lists of words.
-        min_count: how often a word must occur. Defaults to 5.
-        max_size: how many words at most. Defaults to ``None``, all.
-
-    Returns:
-        A list of words.
-
-    Example:
-        >>> vocabulary([["b", "a", "b"], ["c", "a"]], min_count=2)
-        ['a', 'b']
-    """
-    counts = Counter(itertools.chain.from_iterable(documents))
-    ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-    return [word for _, word in ranked[:max_size]]
-
-
-def skip_gram_pairs(
-    documents: Sequence[Sequence[str]],
-    words: Sequence[str],
-    window: int = 5,
-    negatives: int = 5,
-    batch_size: int = 1024,
-    subsample: float | None = 1e-3,
-    power: float = 0.75,
-    seed: int = 0,
-) -> tf.data.Dataset:
-    r"""Makes the pairs that a :class:`SkipGram` is trained on, anew in each pass.
-
-    Words that are not in the vocabulary are left out first, then frequent ones at random: one that makes up the share
-    :math:`f` of the text is kept with probability :math:`\sqrt{t/f} + t/f`. Around each word a window of random size
-    is drawn, and it is paired with every word in it. Each pair gets random words, drawn with probability proportional
-    to their counts to the power of 0.75; one that equals the neighbour is drawn again. Pairs are shuffled
-    within about 130,000 words of text. The number of batches is the expected one, so that ``fit`` can tell how long it
-    takes; say ``fit(pairs, shuffle=False)``, or Keras warns that it does not shuffle a dataset.
-
-    Args:
-        documents: lists of words. A window does not reach into another document.
-        words: the vocabulary: the place of a word in it is its number.
-        window: the largest distance of a pair; each is as likely as any smaller one. Defaults to 5.
-        negatives: random words for each pair. Defaults to 5.
-        batch_size: pairs in a batch. Defaults to 1024.
-        subsample: :math:`t`, or ``None`` to keep every word. Defaults to 1e-3.
-        power: the exponent of the counts. Defaults to 0.75.
-        seed: of all that is drawn. Defaults to 0.
-
-    Returns:
-        A dataset of batches ``((centres, candidates),)`` of numbers, of shapes ``(batch_size,)`` and
-        ``(batch_size, 1 + negatives)``, the neighbour first. A second pass draws anew.
-
-    Raises:
-        ValueError: an argument is not what it should be; the text has not two different words of the vocabulary, or
-            is too short for one batch.
-
-    References:
-        Mikolov and others, 2013, as above; the rule for frequent words is that of their program, ``word2vec.c``.
-    """
-    for name, value in {"window": window, "negatives": negatives, "batch_size": batch_size}.items():
-        _integer(name, value, 1)
-    if subsample is not None and not 0 < subsample < np.inf:
-        raise ValueError(f"`subsample` must be a number > 0, or None. Received: subsample={subsample!r}")
-    numbers = {word: number for number, word in enumerate(words)}
-    texts = [np.array([numbers[word] for word in text if word in numbers], "int32") for text in documents]
-    texts = [text for text in texts if len(text)]
-    counts = np.bincount(np.concatenate([*texts, np.zeros(0, "int32")]), minlength=len(numbers))
-    if (counts > 0).sum() < 2:
-        raise ValueError("`documents` must have at least two different words of the vocabulary")
-    share = np.maximum(counts, 1) / counts.sum()
-    keep = np.ones(len(counts)) if subsample is None else np.sqrt(subsample / share) + subsample / share
-    noise = np.where(counts > 0, share**power, 0)
-    noise /= noise.sum()
-    lengths = np.array([np.minimum(keep[text], 1).sum() for text in texts])
-    expected = sum(2 * (1 - (d - 1) / window) * np.maximum(lengths - d, 0).sum() for d in range(1, window + 1))
-    if expected < batch_size:
-        raise ValueError(f"`documents` give about {expected:.0f} pairs, less than `batch_size`={batch_size}")
-    passes = itertools.count()
-
-    def draw(random: np.random.Generator, size: int) -> np.ndarray:
-        """Independent draws: how many of each word, then in random order, which is faster than one by one."""
-        return random.permutation(np.repeat(np.arange(len(noise), dtype="int32"), random.multinomial(size, noise)))
-
-    def chunks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(next(passes),)))
-        order = random.permutation(len(texts))
-        last = np.cumsum([len(texts[number]) for number in order])
-        for _, group in itertools.groupby(zip(last, order, strict=True), key=lambda entry: (entry[0] - 1) // CHUNK):
-            chunk = [texts[number] for _, number in group]
-            centres, contexts = _pairs(chunk, keep, window, random)
-            drawn = draw(random, len(centres) * negatives).reshape(-1, negatives)
-            while (clash := drawn == contexts[:, None]).any():
-                drawn[clash] = draw(random, int(clash.sum()))
-            yield centres, np.column_stack([contexts, drawn])
-
-    signature = (tf.TensorSpec((None,), tf.int32), tf.TensorSpec((None, 1 + negatives), tf.int32))
-    data = tf.data.Dataset.from_generator(chunks, output_signature=signature).prefetch(1)
-    batches = int(expected // batch_size)
-    data = data.repeat().rebatch(batch_size, drop_remainder=True).take(batches)
-    data = data.map(lambda centres, candidates: ((centres, candidates),)).prefetch(8)
-    return data.apply(tf.data.experimental.assert_cardinality(batches))
-
-
-def _pairs(
-    texts: list[np.ndarray], keep: np.ndarray, window: int, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of neighbours in some texts, shuffled."""
-    word = np.concatenate(texts)
-    text = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-    kept = random.random(len(word)) < keep[word]
-    word, text = word[kept], text[kept]
-    reach = random.integers(1, window + 1, len(word))
-    pairs = [(word[:0], word[:0])]
-    for distance in range(1, min(window + 1, len(word))):
-        left, right = slice(None, -distance), slice(distance, None)
-        for centre, context in ((left, right), (right, left)):
-            is_pair = (text[centre] == text[context]) & (reach[centre] >= distance)
-            pairs.append((word[centre][is_pair], word[context][is_pair]))
-    centres, contexts = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    order = random.permutation(len(centres))
-    return centres[order], contexts[order]
-
-
-def _loss(scores: Any) -> Any:
-    """The sum of −log σ(s) for neighbours and −log σ(−s) for random words."""
-    return tf.reduce_sum(tf.nn.softplus(scores * (1 - 2 * _is_neighbour(scores))))
-
-
-def _is_neighbour(scores: Any) -> Any:
-    """One for the first candidate, zero for the others."""
-    return tf.one_hot(0, scores.shape[-1], dtype=scores.dtype)
+def _loss(scores: Any, near: Any, weight: Any) -> Any:
+    """The sum of −log σ(s) for neighbours and −log σ(−s) for random words: softplus(s) − s, and softplus(s)."""
+    return tf.reduce_sum(weight * tf.nn.softplus(scores) - near * scores)
 
 
 def _adds_up(optimizer: Any) -> bool:

@@ -1,7 +1,5 @@
-"""Holds `companion.word2vec`: gradients against NumPy, pairs against their definition, vectors against gensim."""
+"""Holds `companion.word2vec`: gradients against NumPy, steps against dense gradients, vectors against gensim."""
 
-import collections
-import itertools
 import pathlib
 from typing import Any
 
@@ -14,7 +12,8 @@ from hypothesis import strategies as st
 
 import companion
 from companion import word2vec
-from companion.word2vec import SkipGram, skip_gram_pairs, vocabulary
+from companion.word2vec import SkipGram
+from companion.word_pairs import read_windows, skip_gram_pairs, skip_gram_windows, vocabulary
 
 ROUNDING = {"float32": 1e-6, "float64": 1e-12}
 
@@ -131,7 +130,7 @@ def test_closed_form_is_autodiff(
     batch = [tf.constant(ids) for ids in batch_of(rows, pairs, negatives, seed)]
     loss, by_hand = model.closed_form(*batch)
     tape_loss, by_tape = model.autodiff(*batch)
-    assert loss == tape_loss
+    np.testing.assert_allclose(loss, tape_loss, rtol=1e-12)
     for hand, tape, others in zip(by_hand, by_tape, reversed(model.get_weights()), strict=True):
         assert hand.dtype == tape.dtype
         np.testing.assert_allclose(dense(hand), dense(tape), rtol=1e-12, atol=1e-12 * np.abs(others).max())
@@ -249,98 +248,97 @@ def test_scores_are_what_predict_returns() -> None:
     np.testing.assert_allclose(model.predict((centres, candidates), verbose=0), expected, rtol=1e-6)
 
 
-# ---- pairs ----------------------------------------------------------------------------------------------------------
+# ---- windows --------------------------------------------------------------------------------------------------------
 
 
-def all_pairs(data: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    batches = [batch for (batch,) in data.as_numpy_iterator()]
-    return tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))  # type: ignore[return-value]
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    lengths=st.lists(st.integers(0, 12), min_size=2, max_size=6),
-    window=st.integers(1, 4),
-    negatives=st.integers(1, 3),
-    seed=st.integers(0, 99),
-)
-def test_pairs_stand_near_each_other_and_negatives_are_none(
-    lengths: list[int], window: int, negatives: int, seed: int
-) -> None:
-    """Every word of the text occurs once, so that a pair says where it comes from."""
-    words = [f"w{number}" for number in range(sum(lengths) + 12)]
-    ends = list(itertools.accumulate([12, *lengths]))
-    texts = [words[start:end] for start, end in itertools.pairwise([0, *ends])]
-    arguments: dict[str, Any] = {"window": window, "negatives": negatives, "batch_size": 2, "subsample": None}
-    data = skip_gram_pairs(texts, words, **arguments, seed=seed)
-    centres, candidates = all_pairs(data)
-    text_of = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-    contexts, drawn = candidates[:, 0], candidates[:, 1:]
-    assert (np.abs(centres - contexts) <= window).all()
-    assert (centres != contexts).all()
-    assert (text_of[centres] == text_of[contexts]).all()
-    assert (drawn != contexts[:, None]).all()
-    assert len(centres) == 2 * len(list(data))
-
-
-def test_each_pass_draws_anew_and_each_dataset_alike() -> None:
-    texts = [["a", "b", "c", "d"] * 50]
-    words = vocabulary(texts)
-    first, second = (skip_gram_pairs(texts, words, batch_size=16, seed=3) for _ in range(2))
-    one, other = all_pairs(first), all_pairs(second)
-    assert all((a == b).all() for a, b in zip(one, other, strict=True))
-    assert any(a.shape != b.shape or (a != b).any() for a, b in zip(one, all_pairs(first), strict=True))
-    assert (all_pairs(skip_gram_pairs(texts, words, batch_size=16, seed=4))[0] != one[0]).any()
-
-
-def test_windows_and_negatives_are_drawn_as_defined() -> None:
-    """Shares of distances, and of random words, against their probabilities; five standard deviations."""
+def windows_of(rows: int, pieces: int = 3, length: int = 4, window: int = 2, shared: int = 3) -> list[np.ndarray]:
+    """Pieces in which words repeat, random words that are neighbours, and windows cut short at either side."""
     random = np.random.default_rng(0)
-    text = [f"w{number}" for number in np.minimum(random.geometric(0.3, 40_000), 8)]
-    words = vocabulary([text])
-    centres, candidates = all_pairs(skip_gram_pairs([text], words, window=3, negatives=4, subsample=None))
-    counts = np.array([collections.Counter(text)[word] for word in words])
-    noise = counts**0.75 / (counts**0.75).sum()
-    drawn, size = candidates[:, 1:], candidates[:, 1:].size
-    expected = sum(
-        (candidates[:, 0] == context).mean()
-        * np.where(np.arange(len(words)) == context, 0, noise)
-        / (1 - noise[context])
-        for context in range(len(words))
-    )
-    assert (np.abs(np.bincount(drawn.ravel()) / size - expected) < 5 * np.sqrt(expected / size)).all()
-
-    numbered = [[f"n{number}" for number in range(40_000)]]
-    centres, candidates = all_pairs(skip_gram_pairs(numbered, numbered[0], window=3, subsample=None))
-    shares = np.bincount(np.abs(centres - candidates[:, 0]))[1:] / len(centres)
-    np.testing.assert_allclose(shares, [3 / 6, 2 / 6, 1 / 6], atol=5 * 0.5 / np.sqrt(len(centres)))
-    assert abs(len(centres) - 4 * 40_000) < 2000
+    text = random.integers(rows, size=(pieces, length + 2 * window))
+    left, right = random.integers(0, window + 1, size=(2, pieces, length))
+    return [array.astype("int32") for array in (text, left, right, random.integers(rows, size=(pieces, shared)))]
 
 
-@pytest.mark.parametrize("subsample", [0.01, None])
-def test_frequent_words_are_thinned_by_the_rule(subsample: float | None) -> None:
-    """In one long text without order, a word's share of the pairs is its share of what is kept."""
-    is_rare = np.random.default_rng(0).random(100_000) < 0.1
-    text = list(np.where(is_rare, "rare", "often"))
-    share = np.array([1 - is_rare.mean(), is_rare.mean()])
-    keep = np.ones(2) if subsample is None else np.sqrt(subsample / share) + subsample / share
-    centres, _ = all_pairs(skip_gram_pairs([text], ["often", "rare"], window=1, subsample=subsample, batch_size=64))
-    kept = keep * share
-    assert abs((centres == 1).mean() - kept[1] / kept.sum()) < 5 * 0.5 / np.sqrt(len(centres))
-    assert abs(len(centres) / (2 * 100_000 * kept.sum()) - 1) < 0.02
+def reference_of_windows(
+    u: np.ndarray, v: np.ndarray, negatives: int, batch: list[np.ndarray]
+) -> tuple[float, np.ndarray, np.ndarray, int]:
+    """As ``reference``, pair by pair from the definition; and the number of pairs."""
+    text, left, right, drawn = batch
+    window = (text.shape[1] - left.shape[1]) // 2
+    loss, du, dv, pairs = 0.0, np.zeros(u.shape), np.zeros(v.shape), 0
+    for words, before, behind, noise in zip(text, left, right, drawn, strict=True):
+        for place, (to_left, to_right) in enumerate(zip(before, behind, strict=True), window):
+            for other in range(place - to_left, place + to_right + 1):
+                if other == place:
+                    continue
+                pairs += 1
+                centre, context = words[place], words[other]
+                share = negatives / len(noise)
+                for candidate, y, weight in [(context, 1, 1.0), *((n, 0, share * (n != context)) for n in noise)]:
+                    score = u[centre].astype("float64") @ v[candidate]
+                    sigma = 1 / (1 + np.exp(-score))
+                    loss -= weight * np.log(sigma if y else 1 - sigma)
+                    du[centre] += weight * (sigma - y) * v[candidate]
+                    dv[candidate] += weight * (sigma - y) * u[centre]
+    return loss, du, dv, pairs
 
 
-def test_words_outside_the_vocabulary_close_the_gap() -> None:
-    texts = [["a", "?", "b"]] * 20
-    centres, candidates = all_pairs(skip_gram_pairs(texts, ["a", "b"], window=1, batch_size=4, subsample=None))
-    assert set(zip(centres, candidates[:, 0], strict=True)) == {(0, 1), (1, 0)}
+def neighbour_as_noise(text: Any, left: Any, right: Any, drawn: Any, negatives: int, dtype: str) -> Any:
+    centres, candidates, near, weight = read_windows(text, left, right, drawn, negatives, dtype)
+    noise = tf.reduce_sum(near, axis=2, keepdims=True) * (negatives / drawn.shape[1])
+    noise = tf.repeat(noise, drawn.shape[1], axis=2)
+    return centres, candidates, near, tf.concat([weight[:, :, : text.shape[1]], noise], axis=2)
 
 
-def test_vocabulary_is_ranked() -> None:
-    texts = [list("bbba"), list("aacccd")]
-    assert vocabulary(texts, min_count=3) == ["a", "b", "c"]
-    assert vocabulary(texts, min_count=1, max_size=2) == ["a", "b"]
-    assert vocabulary([[*"aab"]], min_count=2) == ["a"]
+def every_word_near_itself(text: Any, left: Any, right: Any, drawn: Any, negatives: int, dtype: str) -> Any:
+    centres, candidates, near, weight = read_windows(text, left, right, drawn, negatives, dtype)
+    itself = tf.linalg.diag(tf.ones(left.shape, dtype), k=2, num_rows=left.shape[1], num_cols=candidates.shape[1])
+    return centres, candidates, near + itself, weight + itself
+
+
+def noise_that_counts_one(text: Any, left: Any, right: Any, drawn: Any, negatives: int, dtype: str) -> Any:
+    return read_windows(text, left, right, drawn, drawn.shape[1], dtype)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_gradient_of_windows_is_that_of_their_pairs(answer: Any, dtype: str, jit: bool) -> None:
+    model, batch = model_of(dtype=dtype), windows_of(7)
+    compiled = tf.function(lambda *arrays: answer(model, *read_windows(*arrays, 2, dtype)), jit_compile=jit)
+    loss, gradients = compiled(*map(tf.constant, batch))
+    expected_loss, *expected, _ = reference_of_windows(*model.get_weights(), 2, batch)
+    assert abs(float(loss) / expected_loss - 1) < ROUNDING[dtype]
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert relative(dense(gradient), wanted) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize(
+    "read", [read_windows, *map(wrong, (neighbour_as_noise, every_word_near_itself, noise_that_counts_one))]
+)
+def test_known_mistakes_with_windows_are_told_apart(read: Any) -> None:
+    model, batch = model_of(), windows_of(7)
+    _, gradients = model.closed_form(*read(*map(tf.constant, batch), 2, "float64"))
+    _, *expected, _ = reference_of_windows(*model.get_weights(), 2, batch)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert relative(dense(gradient), wanted) < 1e-12
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("gradients", ["closed_form", "autodiff"])
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_fit_on_windows_steps_as_with_a_dense_gradient(name: str, gradients: str, jit: bool) -> None:
+    make, _ = OPTIMIZERS[name]
+    batch, model = windows_of(7), model_of(gradients=gradients)
+    weights = [keras.Variable(weight, dtype="float64") for weight in model.get_weights()]
+    loss, *gradient, pairs = reference_of_windows(*model.get_weights(), 2, batch)
+    make().apply([tf.constant(g) for g in gradient], weights)
+    model.compile(make(), jit_compile=jit)
+    data = tf.data.Dataset.from_tensors((tuple(batch),))
+    assert abs(model.evaluate(data, verbose=0) - loss / pairs) < 1e-5
+    assert abs(model.fit(data, shuffle=False, verbose=0).history["loss"][0] - loss / pairs) < 1e-5
+    for found, expected in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-9, atol=1e-9)
 
 
 # ---- vectors --------------------------------------------------------------------------------------------------------
@@ -414,16 +412,20 @@ def test_initial_vectors_are_those_of_the_paper_and_follow_the_seed() -> None:
     assert (one[0] != other[0]).any()
 
 
-def test_training_finds_who_keeps_the_same_company() -> None:
+@pytest.mark.parametrize("layout", ["pairs", "windows"])
+def test_training_finds_who_keeps_the_same_company(layout: str) -> None:
     """Two groups of words that never meet: every nearest neighbour is of a word's own group."""
     random = np.random.default_rng(0)
     groups = [[f"{name}{number}" for number in range(4)] for name in "ab"]
     texts = [list(random.choice(groups[number % 2], 12)) for number in range(400)]
     words = vocabulary(texts)
     model = SkipGram(len(words), 8, words=words, seed=0)
-    model.compile(keras.optimizers.SGD(0.05))
-    pairs = skip_gram_pairs(texts, words, batch_size=64, subsample=None)
-    losses = model.fit(pairs, epochs=3, shuffle=False, verbose=0).history["loss"]
+    model.compile(keras.optimizers.SGD(0.05 if layout == "pairs" else 0.02))
+    if layout == "pairs":
+        data = skip_gram_pairs(texts, words, batch_size=64, subsample=None)
+    else:
+        data = skip_gram_windows(texts, words, length=12, batch_size=1, subsample=None)
+    losses = model.fit(data, epochs=3, shuffle=False, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     assert all(model.most_similar(word, 1)[0][0][0] == word[0] for word in words)
 
@@ -467,24 +469,6 @@ def test_data_with_another_number_of_negatives_are_refused_before_a_weight_moves
     with pytest.raises(ValueError, match=r"`negatives` = 2 .*Received: 4"):
         model.train_on_batch(tuple(batch_of(7, 5, 4)))
     assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"window": 0}, "`window` must be an integer ≥ 1"),
-        ({"negatives": 0}, "`negatives` must be an integer ≥ 1"),
-        ({"batch_size": 0}, "`batch_size` must be an integer ≥ 1"),
-        ({"subsample": 0}, r"`subsample` must be a number > 0, or None"),
-        ({"words": ["a"]}, "two different words"),
-        ({"documents": []}, "two different words"),
-        ({"documents": [[], ["?"]]}, "two different words"),
-        ({"batch_size": 9999}, r"give about \d+ pairs, less than `batch_size`=9999"),
-    ],
-)
-def test_bad_pairs(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        skip_gram_pairs(**{"documents": [["a", "b"] * 9], "words": ["a", "b"], "batch_size": 4, **arguments})
 
 
 @pytest.mark.parametrize("words", [None, ("a b", "c", "d", "e"), ("", "c", "d", "e")])

@@ -1,0 +1,279 @@
+r"""Who stands near whom: the data that a model of words learns from. Chapter 04 teaches it.
+
+The same pairs come in two layouts. :func:`skip_gram_pairs` writes each pair out, with random words of its own.
+:func:`skip_gram_windows` leaves the text as it is: a window is a band in the table of all words of a piece of text by
+all words of it, and all its pairs share their random words.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+CHUNK = 2**17
+"""Words of running text from which pairs are made and shuffled together."""
+
+
+def vocabulary(documents: Sequence[Sequence[str]], min_count: int = 5, max_size: int | None = None) -> list[str]:
+    """Lists the words of a text, the most frequent first; equally frequent ones in the order of the alphabet.
+
+    Args:
+        documents: lists of words.
+        min_count: how often a word must occur. Defaults to 5.
+        max_size: how many words at most. Defaults to ``None``, all.
+
+    Returns:
+        A list of words.
+
+    Example:
+        >>> vocabulary([["b", "a", "b"], ["c", "a"]], min_count=2)
+        ['a', 'b']
+    """
+    counts = Counter(itertools.chain.from_iterable(documents))
+    ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
+    return [word for _, word in ranked[:max_size]]
+
+
+def skip_gram_pairs(
+    documents: Sequence[Sequence[str]],
+    words: Sequence[str],
+    window: int = 5,
+    negatives: int = 5,
+    batch_size: int = 1024,
+    subsample: float | None = 1e-3,
+    power: float = 0.75,
+    seed: int = 0,
+) -> tf.data.Dataset:
+    r"""Makes the pairs that a :class:`~companion.word2vec.SkipGram` is trained on, anew in each pass.
+
+    Words that are not in the vocabulary are left out first, then frequent ones at random: one that makes up the share
+    :math:`f` of the text is kept with probability :math:`\sqrt{t/f} + t/f`. Around each word a window of random size
+    is drawn, and it is paired with every word in it. Each pair gets random words, drawn with probability proportional
+    to their counts to the power of 0.75; one that equals the neighbour is drawn again. Pairs are shuffled
+    within about 130,000 words of text. The number of batches is the expected one, so that ``fit`` can tell how long it
+    takes; say ``fit(pairs, shuffle=False)``, or Keras warns that it does not shuffle a dataset.
+
+    Args:
+        documents: lists of words. A window does not reach into another document.
+        words: the vocabulary: the place of a word in it is its number.
+        window: the largest distance of a pair; each is as likely as any smaller one. Defaults to 5.
+        negatives: random words for each pair. Defaults to 5.
+        batch_size: pairs in a batch. Defaults to 1024.
+        subsample: :math:`t`, or ``None`` to keep every word. Defaults to 1e-3.
+        power: the exponent of the counts. Defaults to 0.75.
+        seed: of all that is drawn. Defaults to 0.
+
+    Returns:
+        A dataset of batches ``((centres, candidates),)`` of numbers, of shapes ``(batch_size,)`` and
+        ``(batch_size, 1 + negatives)``, the neighbour first. A second pass draws anew.
+
+    Raises:
+        ValueError: an argument is not what it should be; the text has not two different words of the vocabulary, or
+            is too short for one batch.
+
+    References:
+        Mikolov, Sutskever, Chen, Corrado and Dean, 2013, "Distributed representations of words and phrases and their
+        compositionality"; the rule for frequent words is that of their program, ``word2vec.c``.
+    """
+    _integers(window=window, negatives=negatives, batch_size=batch_size)
+    text = _Text(documents, words, window, subsample, power, seed)
+
+    def arrays(word: np.ndarray, left: np.ndarray, right: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+        place = np.arange(len(word))
+        shifts = [shift for shift in range(-window, window + 1) if shift]
+        is_pair = [(shift <= right) & (-shift <= left) for shift in shifts]
+        centres = np.concatenate([word[near] for near in is_pair])
+        contexts = np.concatenate([word[place[near] + shift] for shift, near in zip(shifts, is_pair, strict=True)])
+        order = random.permutation(len(centres))
+        centres, contexts = centres[order], contexts[order]
+        drawn = text.draw(random, len(centres) * negatives).reshape(-1, negatives)
+        while (clash := drawn == contexts[:, None]).any():
+            drawn[clash] = text.draw(random, int(clash.sum()))
+        return [centres, np.column_stack([contexts, drawn])]
+
+    return text.batches(arrays, [(), (1 + negatives,)], batch_size, text.pairs, "pairs")
+
+
+def skip_gram_windows(
+    documents: Sequence[Sequence[str]],
+    words: Sequence[str],
+    window: int = 5,
+    length: int = 22,
+    shared: int = 16,
+    batch_size: int = 16,
+    subsample: float | None = 1e-3,
+    power: float = 0.75,
+    seed: int = 0,
+) -> tf.data.Dataset:
+    r"""Makes the pairs of :func:`skip_gram_pairs` without writing them out, for a pass several times as fast.
+
+    The text is cut into pieces of ``length`` centres, with all their neighbours, and each piece has ``shared`` random
+    words for all its pairs. With the model's ``negatives`` :math:`= K`, a random word counts :math:`K` / ``shared`` in
+    each pair, and nothing in a pair whose neighbour it is. So the expected loss is that of :math:`K` words for each
+    pair, of which those that equal the neighbour are left out, as in ``word2vec.c``. What is saved is looking up rows:
+    a word with six neighbours is looked up as a centre once, not six times. A batch is one step with all its pairs: for
+    a vocabulary of a few words take small pieces and batches, or the step is too long.
+
+    Args:
+        documents: lists of words. A window does not reach into another document.
+        words: the vocabulary: the place of a word in it is its number.
+        window: the largest distance of a pair; each is as likely as any smaller one. Defaults to 5.
+        length: centres in a piece. Defaults to 22.
+        shared: random words for each piece. Defaults to 16.
+        batch_size: pieces in a batch. Defaults to 16.
+        subsample: as for :func:`skip_gram_pairs`. Defaults to 1e-3.
+        power: the exponent of the counts. Defaults to 0.75.
+        seed: of all that is drawn. Defaults to 0.
+
+    Returns:
+        A dataset of batches ``((text, left, right, drawn),)``: numbers of words, ``(batch_size, window + length +
+        window)``; how far the window of each centre reaches to either side, ``(batch_size, length)``; and numbers of
+        random words, ``(batch_size, shared)``. A second pass draws anew.
+
+    Raises:
+        ValueError: as for :func:`skip_gram_pairs`.
+
+    References:
+        Ji, Satish, Li and Dubey, 2016, "Parallelizing word2vec in shared and distributed memory".
+
+    Taught in chapter 04, :doc:`/notebooks/04_gradients_by_hand`.
+    """
+    _integers(window=window, length=length, shared=shared, batch_size=batch_size)
+    text = _Text(documents, words, window, subsample, power, seed)
+
+    def arrays(word: np.ndarray, left: np.ndarray, right: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+        rest = -len(word) % length
+        padded = np.pad(word, (window, rest + window))
+        pieces = np.lib.stride_tricks.sliding_window_view(padded, length + 2 * window)[::length]
+        left, right = (np.pad(reach, (0, rest)).reshape(-1, length) for reach in (left, right))
+        drawn = text.draw(random, len(pieces) * shared).reshape(-1, shared)
+        order = random.permutation(len(pieces))
+        return [pieces[order], left[order], right[order], drawn]
+
+    lengths = (length + 2 * window, length, length, shared)
+    return text.batches(arrays, [(each,) for each in lengths], batch_size, text.length / length, "pieces")
+
+
+def read_windows(
+    text: Any, left: Any, right: Any, drawn: Any, negatives: int, dtype: str = "float32"
+) -> tuple[Any, Any, Any, Any]:
+    """Tells of a batch of :func:`skip_gram_windows` who is a centre, who a candidate, and how often two are a pair.
+
+    Args:
+        text: the words of each piece.
+        left: how far the window of each centre reaches to the left.
+        right: how far it reaches to the right.
+        drawn: the random words of each piece.
+        negatives: how much they count together, for each pair.
+        dtype: of the counts. Defaults to ``"float32"``.
+
+    Returns:
+        ``(centres, candidates, near, weight)``. Candidates are the words of the piece and then its random words. Of
+        shape ``(batch, centres, candidates)``, ``near`` is 1 where a candidate is a neighbour and 0 elsewhere, and
+        ``weight`` counts neighbours and random words alike.
+    """
+    length, shared = left.shape[1], drawn.shape[1]
+    window = (text.shape[1] - length) // 2
+    shift = tf.range(-window, length + window) - tf.range(length)[:, None]
+    is_near = (shift != 0) & (-left[:, :, None] <= shift) & (shift <= right[:, :, None])
+    near = tf.cast(is_near, dtype)
+    is_same = tf.cast(text[:, :, None] == drawn[:, None, :], dtype)
+    noise = (tf.reduce_sum(near, axis=2, keepdims=True) - near @ is_same) * (negatives / shared)
+    weight = tf.concat([near, noise], axis=2)
+    near = tf.pad(near, [(0, 0), (0, 0), (0, shared)])
+    return text[:, window : window + length], tf.concat([text, drawn], axis=1), near, weight
+
+
+class _Text:
+    """A text in numbers, what is expected of it, and what is drawn from it."""
+
+    def __init__(
+        self,
+        documents: Sequence[Sequence[str]],
+        words: Sequence[str],
+        window: int,
+        subsample: float | None,
+        power: float,
+        seed: int,
+    ) -> None:
+        if subsample is not None and not 0 < subsample < np.inf:
+            raise ValueError(f"`subsample` must be a number > 0, or None. Received: subsample={subsample!r}")
+        numbers = {word: number for number, word in enumerate(words)}
+        texts = [np.array([numbers[word] for word in text if word in numbers], "int32") for text in documents]
+        self.texts = [text for text in texts if len(text)]
+        counts = np.bincount(np.concatenate([*self.texts, np.zeros(0, "int32")]), minlength=len(numbers))
+        if (counts > 0).sum() < 2:
+            raise ValueError("`documents` must have at least two different words of the vocabulary")
+        share = np.maximum(counts, 1) / counts.sum()
+        self.keep = np.ones(len(counts)) if subsample is None else np.sqrt(subsample / share) + subsample / share
+        noise = np.where(counts > 0, share**power, 0)
+        self.noise = noise / noise.sum()
+        self.window, self.seed = window, seed
+        lengths = np.array([np.minimum(self.keep[text], 1).sum() for text in self.texts])
+        self.length = lengths.sum()
+        self.pairs = sum(2 * (1 - (d - 1) / window) * np.maximum(lengths - d, 0).sum() for d in range(1, window + 1))
+
+    def draw(self, random: np.random.Generator, size: int) -> np.ndarray:
+        """Independent draws: how many of each word, then in random order, which is faster than one by one."""
+        counts = random.multinomial(size, self.noise)
+        return random.permutation(np.repeat(np.arange(len(counts), dtype="int32"), counts))
+
+    def chunk(self, number: int, random: np.random.Generator, order: np.ndarray) -> list[np.ndarray]:
+        """One part of the text, in a given order: what is kept of it, and how far each window reaches."""
+        last = np.cumsum([len(self.texts[number]) for number in order])
+        texts = [self.texts[place] for place in order[(last - 1) // CHUNK == number]]
+        word = np.concatenate([*texts, np.zeros(0, "int32")])
+        text = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+        kept = random.random(len(word)) < self.keep[word]
+        word, text = word[kept], text[kept]
+        reach = random.integers(1, self.window + 1, len(word), dtype="int32")
+        place = np.arange(len(word), dtype="int32")
+        before = place - np.searchsorted(text, text).astype("int32")
+        behind = np.searchsorted(text, text, side="right").astype("int32") - 1 - place
+        return [word, np.minimum(reach, before), np.minimum(reach, behind)]
+
+    def batches(
+        self,
+        arrays: Callable[..., list[np.ndarray]],
+        shapes: Sequence[tuple[int, ...]],
+        batch_size: int,
+        expected: float,
+        what: str,
+    ) -> tf.data.Dataset:
+        """A dataset of what a function makes of each chunk, as many batches as are expected in one pass.
+
+        Not by ``from_generator``: in TensorFlow 2.21 it tells the allocator to give memory back at once, and every step
+        that the process makes from then on may have to ask for it again.
+        """
+        if expected < batch_size:
+            raise ValueError(f"`documents` give about {expected:.0f} {what}, less than `batch_size`={batch_size}")
+        passes = itertools.count()
+        chunks = -(-sum(map(len, self.texts)) // CHUNK)
+
+        def make(turn: np.ndarray, number: np.ndarray) -> list[np.ndarray]:
+            order = np.random.default_rng((self.seed, turn)).permutation(len(self.texts))
+            random = np.random.default_rng((self.seed, turn, 1 + number))
+            return arrays(*self.chunk(number, random, order), random)
+
+        def chunk(turn: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            found = tf.numpy_function(make, (turn, number), [tf.int32] * len(shapes), stateful=False)
+            return tuple(tf.ensure_shape(array, (None, *shape)) for array, shape in zip(found, shapes, strict=True))
+
+        def one_pass(_: tf.Tensor) -> tf.data.Dataset:
+            turn = tf.numpy_function(lambda: next(passes), (), tf.int64)
+            return tf.data.Dataset.range(chunks).map(lambda number: chunk(turn, number))
+
+        batches = int(expected // batch_size)
+        data = tf.data.Dataset.range(1).flat_map(one_pass).prefetch(1).repeat()
+        data = data.rebatch(batch_size, drop_remainder=True).take(batches)
+        data = data.map(lambda *batch: (batch,)).prefetch(8)
+        return data.apply(tf.data.experimental.assert_cardinality(batches))
+
+
+def _integers(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"`{name}` must be an integer ≥ 1. Received: {name}={value!r}")
