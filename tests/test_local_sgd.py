@@ -3,8 +3,11 @@
 import functools
 import io
 import json
+import os
 import pathlib
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 
 import companion
 from companion import local_sgd
+from companion.launch import _free_ports as free_ports
 from companion.launch import launch
 
 WORKER = pathlib.Path(__file__).parent / "local_sgd_worker.py"
@@ -418,3 +422,28 @@ def test_who_does_not_answer_is_noticed(tmp_path: pathlib.Path, what: str) -> No
     assert "or has not answered for 8 s. No weight was changed by it." in printed
     assert "Worker 0 of 2 ended with exit status 1: the others are stopped." in printed
     assert time.monotonic() - started < 120
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_survivor_ends_without_a_launcher(tmp_path: pathlib.Path, victim: int) -> None:
+    """On a cluster nobody stops it: it notices by itself, also when worker 0 is gone, to which the others report."""
+    scenario = {**RUN, "local": {"every": 2}, "saboteur": [victim, "kill", 4]}
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    running = []
+    for rank in range(2):
+        place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+        command = [sys.executable, str(WORKER), str(tmp_path), json.dumps([scenario])]
+        environment = os.environ | {"TF_CONFIG": json.dumps(place)}
+        with (tmp_path / f"{rank}.txt").open("w") as out:
+            running.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
+    try:
+        assert running[victim].wait(180) == -9
+        died = time.monotonic()
+        assert running[1 - victim].wait(60) != 0
+        assert time.monotonic() - died < 30
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+    printed = (tmp_path / f"{1 - victim}.txt").read_text()
+    assert f"RuntimeError: Worker {1 - victim} of 2 has lost the others in an exchange: one of them has died" in printed
