@@ -254,9 +254,10 @@ class _Text:
         chunks = -(-sum(map(len, self.texts)) // CHUNK)
 
         def make(turn: np.ndarray, number: np.ndarray) -> list[np.ndarray]:
-            order = np.random.default_rng((self.seed, turn)).permutation(len(self.texts))
-            random = np.random.default_rng((self.seed, turn, 1 + number))
-            return arrays(*self.chunk(number, random, order), random)
+            seeds = np.random.SeedSequence(self.seed, spawn_key=(int(turn),))
+            order = np.random.default_rng(seeds).permutation(len(self.texts))
+            random = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(int(turn), int(number))))
+            return arrays(*self.chunk(int(number), random, order), random)
 
         def chunk(turn: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, ...]:
             found = tf.numpy_function(make, (turn, number), [tf.int32] * len(shapes), stateful=False)
