@@ -126,7 +126,13 @@ class SkipGram(keras.Model):
         to_each = "bd,bkd->bk" if len(centres.shape) == 1 else "bcd,bkd->bck"
         return ops.einsum(to_each, self.centres(centres), self.contexts(candidates))
 
-    def closed_form(self, centres: Any, candidates: Any, near: Any = None, weight: Any = 1) -> tuple[Any, list[Any]]:
+    def closed_form(
+        self,
+        centres: Any,
+        candidates: Any,
+        near: Any = None,
+        weight: Any = 1,
+    ) -> tuple[Any, list[Any]]:
         """Returns loss and gradients by the formulas, a row for each occurrence."""
         if near is None:
             centres, near = tf.expand_dims(centres, 1), self._first(candidates)
