@@ -8,7 +8,8 @@ import keras
 import tensorflow as tf
 
 from companion import datasets
-from companion.word2vec import SkipGram, skip_gram_pairs, vocabulary
+from companion.word2vec import SkipGram
+from companion.word_pairs import skip_gram_pairs, skip_gram_windows, vocabulary
 from tests.benchmarks.pairs import compare
 from tests.benchmarks.time_of_vocabulary import batches
 
@@ -88,21 +89,19 @@ def against_gensim(corpus: list[list[str]]) -> list[dict[str, Any]]:
             text.append(document)
             total += len(document)
     words = vocabulary(text)
-    model = SkipGram(len(words), DIMENSION, NEGATIVES, seed=0)
-    model.compile(keras.optimizers.SGD(0.025), jit_compile=True, steps_per_execution=STEPS_PER_EXECUTION)
-    pairs = skip_gram_pairs(text, words, batch_size=BATCH)
+    layouts = {"pairs": skip_gram_pairs(text, words, batch_size=BATCH), "windows": skip_gram_windows(text, words)}
     settings = {"vector_size": DIMENSION, "negative": NEGATIVES, "window": 5, "sample": 1e-3, "min_count": 5}
     peer = Word2Vec(sg=1, workers=1, seed=0, **settings)
     peer.build_vocab(text)
-    what = f"pass over {total} words, SkipGram with XLA: over gensim with one worker"
     return [
         compare(
             "SkipGram",
-            what,
-            lambda: model.fit(pairs, shuffle=False, verbose=0),
+            f"pass over {total} words in {layout}, SkipGram with XLA: over gensim with one worker",
+            training(words, data, "closed_form", True),
             lambda: peer.train(text, total_examples=len(text), epochs=1),
             runs=GENSIM_RUNS,
         )
+        for layout, data in layouts.items()
     ]
 
 
