@@ -1,0 +1,566 @@
+"""Chapter 15: the data under its figures against NumPy and the records, and the tests that hold its sentences."""
+
+import functools
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.optimize import least_squares
+
+import companion
+from companion import datasets
+from tests.book.reading import ROOT, figure_data, line, notebook
+from tests.test_local_sgd import result, slope
+
+CHAPTER = "15"
+Values = list[np.ndarray]
+
+
+def wrong(*values: Any, why: str) -> Any:
+    """A known-wrong variant: the test must fail for it."""
+    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=why))
+
+
+def record(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "book" / "data" / f"{name}.json").read_text())
+
+
+def names_of(beginning: str) -> dict[str, Any]:
+    """What the cell of that first line defines."""
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith(beginning))
+    names: dict[str, Any] = {"np": np, "print": lambda *_: None}
+    exec(cell.source, names)
+    return names
+
+
+# ---- figure 1: local SGD on digits, written out in float64 ----------------------------------------------------------
+
+
+@functools.cache
+def digits() -> tuple[np.ndarray, np.ndarray, Values]:
+    """Images, labels and the initial weights, which Keras draws."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((64,)), keras.layers.Dense(32, "tanh"), keras.layers.Dense(10)]
+    initial = [weight.astype("float64") for weight in keras.Sequential(layers).get_weights()]
+    data = datasets.digits("float64")
+    return data.x_train, data.y_train, initial
+
+
+def loss_and_gradient(weights: Values, x: np.ndarray, y: np.ndarray) -> tuple[float, Values]:
+    first, first_bias, second, second_bias = weights
+    hidden = np.tanh(x @ first + first_bias)
+    logits = hidden @ second + second_bias
+    logits = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    error = (np.exp(logits) - np.eye(10)[y]) / len(y)
+    inner = (error @ second.T) * (1 - hidden**2)
+    return -logits[np.arange(len(y)), y].mean(), [x.T @ inner, inner.sum(0), hidden.T @ error, error.sum(0)]
+
+
+@functools.cache
+def local_sgd(every: int, own_digits: bool = False, warmup: int = 0, outer: bool = False) -> list[float]:
+    """The loss on all images at the beginning and after each of ten epochs of two workers."""
+    x, y, initial = digits()
+    rows = [np.arange(r, 1440, 2) for r in (0, 1)]
+    if own_digits:
+        by_label = np.argsort(y, kind="stable")
+        rows = [np.sort(by_label[:720]), np.sort(by_label[720:])]
+    workers, anchor, velocity = [initial, initial], initial, [0 * w for w in initial]
+    losses = [loss_and_gradient(initial, x, y)[0]]
+    for step in range(1, 201):
+        begin = (step - 1) % 20 * 36
+        for r in (0, 1):
+            batch = rows[r][begin : begin + 36]
+            gradient = loss_and_gradient(workers[r], x[batch], y[batch])[1]
+            workers[r] = [w - 0.5 * g for w, g in zip(workers[r], gradient, strict=True)]
+        if step <= warmup or (step - warmup) % every == 0:
+            mean = [(a + b) / 2 for a, b in zip(*workers, strict=True)]
+            if outer:
+                delta = [a - m for a, m in zip(anchor, mean, strict=True)]
+                velocity = [0.9 * v - 0.7 * d for v, d in zip(velocity, delta, strict=True)]
+                mean = [a + 0.9 * v - 0.7 * d for a, v, d in zip(anchor, velocity, delta, strict=True)]
+            anchor, workers = mean, [mean, mean]
+        if step % 20 == 0:
+            losses.append(loss_and_gradient(workers[0], x, y)[0])
+    return losses
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 20])
+def test_loss_against_rounds_and_steps(every: int) -> None:
+    upper, lower = figure_data(CHAPTER)[0]
+    rounds, losses = line(upper, f"k={every}")
+    np.testing.assert_array_equal(rounds, np.arange(1, 11) * 20 // every)
+    np.testing.assert_allclose(losses, local_sgd(every)[1:], rtol=1e-4)
+    steps, losses = line(lower, f"k={every}")
+    np.testing.assert_array_equal(steps, np.arange(0, 201, 20))
+    np.testing.assert_allclose(losses, local_sgd(every), rtol=1e-4)
+
+
+@pytest.mark.parametrize("every", [5, 20])
+def test_loss_where_workers_have_digits_of_their_own(every: int) -> None:
+    _, lower = figure_data(CHAPTER)[0]
+    np.testing.assert_allclose(line(lower, f"own k={every}")[1], local_sgd(every, own_digits=True), rtol=1e-4)
+
+
+def printed(beginning: str) -> list[list[str]]:
+    """The words of the lines that a cell with these words in it has printed."""
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if beginning in cell.source and cell.get("outputs"))
+    return [text.split() for text in cell.outputs[0].text.splitlines()]
+
+
+def test_table_of_remedies() -> None:
+    rows = {" ".join(row[:-2]): (int(row[-2]), float(row[-1])) for row in printed("after 200 steps          exch")[1:6]}
+    expected = {
+        "own digits, k = 20": (10, local_sgd(20, own_digits=True)),
+        "own digits, warmup, 20": (48, local_sgd(20, own_digits=True, warmup=40)),
+        "own digits, k = 5": (40, local_sgd(5, own_digits=True)),
+        "mixed, k = 20": (10, local_sgd(20)),
+        "mixed, outer, k = 20": (10, local_sgd(20, outer=True)),
+    }
+    assert rows == {name: (count, round(losses[-1], 3)) for name, (count, losses) in expected.items()}
+
+
+@pytest.mark.claim(
+    "Where every worker has digits of its own, k = 20 ends at almost twice the loss of k = 1.", chapter="15"
+)
+@pytest.mark.parametrize("own_digits", [True, wrong(False, why="fair samples")])
+def test_price_of_own_digits(own_digits: bool) -> None:
+    ratio = local_sgd(20, own_digits)[-1] / local_sgd(1, own_digits)[-1]
+    assert 1.8 < ratio < 2
+
+
+@pytest.mark.claim("Twenty times less talk costs two percent of the loss.", chapter="15")
+@pytest.mark.parametrize("own_digits", [False, wrong(True, why="workers differ")])
+def test_price_with_fair_samples(own_digits: bool) -> None:
+    assert round(local_sgd(20, own_digits)[-1] / local_sgd(1, own_digits)[-1], 2) == 1.02
+
+
+@pytest.mark.claim("It needs 48 exchanges; spread evenly, 40 of them do better.", chapter="15")
+def test_warm_up_against_even_exchanges() -> None:
+    assert local_sgd(5, own_digits=True)[-1] < local_sgd(20, own_digits=True, warmup=40)[-1]
+
+
+# ---- figure 2: two bowls --------------------------------------------------------------------------------------------
+
+MINIMA = np.array([[-1.0, -0.5], [1.0, 1.0]])
+CURVATURES = np.array([[1.0, 0.1], [0.1, 1.0]])  # each worker's, along both axes
+LOWEST = (CURVATURES * MINIMA).sum(0) / CURVATURES.sum(0)  # of the mean loss
+
+
+def rest(k: int, h: float) -> np.ndarray:
+    """Where θ = mean over r of c + (1 − hλ)^k (θ − c)."""
+    pull = 1 - (1 - h * CURVATURES) ** k
+    return (pull * MINIMA).sum(0) / pull.sum(0)
+
+
+def test_forks_and_resting_places() -> None:
+    (axes,) = figure_data(CHAPTER)[1]
+    theta = np.array([1.2, -0.7])
+    for number in range(9):
+        factors = (1 - 0.1 * CURVATURES[:, None]) ** np.arange(21)[:, None]
+        paths = MINIMA[:, None] + factors * (theta - MINIMA)[:, None]
+        for worker in (0, 1):
+            drawn = np.transpose(line(axes, f"worker {worker}, round {number}"))
+            np.testing.assert_allclose(drawn, paths[worker], atol=1e-5)
+        theta = paths[:, -1].mean(0)
+    expected = [rest(k, 0.1) for k in (1, 2, 3, 5, 10, 20, 40, 100, 400)]
+    np.testing.assert_allclose(np.transpose(line(axes, "rest")), expected, atol=1e-5)
+    np.testing.assert_allclose(np.transpose(line(axes, "minima")), MINIMA)
+
+
+@pytest.mark.claim(
+    "Where the workers' losses differ, weights averaged every k steps come to rest beside the minimum of the mean "
+    "loss. For k = 1 the resting place is that minimum.",
+    chapter="15",
+)
+@pytest.mark.parametrize("k", [2, 5, 20, 100, wrong(1, why="the minimum itself")])
+def test_rest_beside_the_minimum(k: int) -> None:
+    """Averaging gradients would end at the minimum; averaging weights after k steps does not."""
+    theta = np.zeros(2)
+    for _ in range(3000):
+        workers = np.array([theta, theta])
+        for _ in range(k):
+            workers = workers - 0.1 * CURVATURES * (workers - MINIMA)
+        theta = workers.mean(0)
+    np.testing.assert_allclose(theta, rest(k, 0.1), atol=1e-9)
+    assert np.linalg.norm(theta - LOWEST) > 1e-3
+
+
+@pytest.mark.claim("The distance is in proportion to the learning rate while hk is small", chapter="15")
+@pytest.mark.parametrize(("k", "largest"), [(2, 0.01), (5, 0.01), (20, 0.001), wrong(100, 0.1, why="hk is 10")])
+def test_distance_of_first_order(k: int, largest: float) -> None:
+    rates = largest / 2.0 ** np.arange(4)
+    distances = [np.linalg.norm(rest(k, h) - LOWEST) for h in rates]
+    assert abs(np.polyfit(np.log(rates), np.log(distances), 1)[0] - 1) < 0.02
+
+
+@pytest.mark.claim("an outer optimizer rests where Δ is zero: in the same place as the plain average.", chapter="15")
+@pytest.mark.parametrize("k", [5, 20])
+def test_outer_optimizer_rests_there_too(k: int) -> None:
+    """Keras's own SGD with Nesterov momentum, on Δ in closed form."""
+    theta, outer = keras.Variable(np.zeros(2), dtype="float64"), keras.optimizers.SGD(0.7, 0.9, nesterov=True)
+    outer.build([theta])
+    for _ in range(1500):
+        values = theta.numpy()
+        mean = (MINIMA + (1 - 0.1 * CURVATURES) ** k * (values - MINIMA)).mean(0)
+        outer.apply([tf.constant(values - mean)], [theta])
+    np.testing.assert_allclose(theta.numpy(), rest(k, 0.1), atol=1e-9)
+
+
+# ---- figure 3: the killed run ---------------------------------------------------------------------------------------
+
+
+def test_time_line_is_the_record() -> None:
+    names = names_of("# seconds; each launch")
+    recorded = record("killed_run")["launches"]
+    (axes,) = figure_data(CHAPTER)[2]
+    for number, (launch, (started, ended, *workers)) in enumerate(zip(recorded, names["launches"], strict=True)):
+        assert (launch["started"], launch["ended"]) == (started, ended)
+        for rank, (events, (connected, epochs, exchanges)) in enumerate(zip(launch["workers"], workers, strict=True)):
+            assert events["connected"] == [connected]
+            assert events["begin"] == [[epoch, begin] for epoch, begin, _, _ in epochs]
+            assert events["backup"] == [[epoch, end] for epoch, _, end, finished in epochs if finished]
+            assert events["exchange"] == exchanges
+            for _, _, end, finished in epochs:
+                if not finished:
+                    assert end == (events["killed"] or [launch["ended"]])[0]
+            bars = [entry for entry in axes["lines"] if entry["label"] == f"launch {number} worker {rank}"]
+            spans = [[started, connected], *([begin, end] for _, begin, end, _ in epochs)]
+            np.testing.assert_allclose([bar["x"] for bar in bars], spans, rtol=1e-5)
+            np.testing.assert_allclose(line(axes, f"exchanges {number} {rank}")[0], exchanges, rtol=1e-5)
+    assert recorded[0]["workers"][1]["killed"] == [names["killed"]]
+    np.testing.assert_allclose(line(axes, "killed")[0], names["killed"], rtol=1e-5)
+
+
+def test_record_says_what_the_text_makes_of_it() -> None:
+    """Killed in its third epoch, after nine exchanges; made again from the backups of the second."""
+    recorded = record("killed_run")
+    first, second = (launch["workers"] for launch in recorded["launches"])
+    for events in first:
+        assert [epoch for epoch, _ in events["backup"]] == [1, 2]
+        assert len(events["exchange"]) == recorded["last_step"] // recorded["every"] == 9
+    for events in second:
+        assert [epoch for epoch, _ in events["begin"]] == [3, 4]
+        assert len(events["exchange"]) == 8
+    launches = recorded["launches"]
+    starting = launches[1]["workers"][0]["connected"][0] - launches[1]["started"]
+    assert starting > first[1]["killed"][0] - first[1]["begin"][-1][1]
+
+
+# ---- figure 4: what an exchange costs -------------------------------------------------------------------------------
+
+
+def measured() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Workers, bytes and milliseconds of the record."""
+    recorded = record("exchange_times")
+    rows = [
+        (int(workers), 4 * size, time)
+        for workers, times in recorded["milliseconds"].items()
+        for size, time in zip(recorded["sizes"], times, strict=True)
+    ]
+    workers, size, time = np.array(rows, "float64").T
+    return workers, size, time
+
+
+def test_times_are_the_record_and_the_fit_is_the_fit() -> None:
+    names = names_of("sizes = [")
+    recorded = record("exchange_times")
+    assert names["sizes"] == recorded["sizes"]
+    assert {str(workers): times for workers, times in names["milliseconds"].items()} == recorded["milliseconds"]
+    workers, size, time = measured()
+
+    def off(logs: np.ndarray) -> np.ndarray:
+        latency, per_byte = np.exp(logs)
+        return 2 * (workers - 1) * (latency + per_byte * size / workers) / time - 1
+
+    latency, per_byte = np.exp(least_squares(off, np.log([5, 1e-5]), xtol=1e-14, ftol=1e-14).x)
+    assert names["latency"] == pytest.approx(latency, rel=1e-4)
+    assert names["per_byte"] == pytest.approx(per_byte, rel=1e-4)
+    upper, lower = figure_data(CHAPTER)[3]
+    for count in (2, 3):
+        x, y = line(upper, f"{count} workers")
+        np.testing.assert_allclose(y, time[workers == count], rtol=1e-4)
+        np.testing.assert_allclose(4 * x, size[workers == count])
+        x, y = line(upper, f"fit {count}")
+        np.testing.assert_allclose(y, 2 * (count - 1) * (latency + per_byte * 4 * x / count), rtol=1e-3)
+    for name, k, latency, bandwidth in [
+        ("slow", 1, 1e-2, 1e9 / 8),
+        ("slow", 20, 1e-2, 1e9 / 8),
+        ("slow", 500, 1e-2, 1e9 / 8),
+        ("fast", 1, 2e-5, 200e9 / 8),
+    ]:
+        count, y = line(lower, f"{name} k={k}")
+        ring = 2 * (count - 1) * latency + 2 * (count - 1) / count * 4e8 / bandwidth
+        np.testing.assert_allclose(y, 0.5 + ring / k, rtol=1e-4)
+
+
+def test_record_of_times_says_what_the_text_makes_of_it() -> None:
+    """Two constants describe it; up to a hundred thousand weights the latency is almost the whole price."""
+    names = names_of("sizes = [")
+    assert names["off"].max() < 0.35
+    for times in names["milliseconds"].values():
+        assert times[names["sizes"].index(100_000)] < 1.6 * times[0]
+        assert times[-1] > 3 * times[0]
+
+
+@pytest.mark.claim("However many the workers, each sends less than 2n bytes.", chapter="15")
+@pytest.mark.parametrize("workers", [2, 3, 7, 40])
+@pytest.mark.parametrize("way", ["ring", wrong("everyone to everyone", why="(R − 1) n bytes")])
+def test_ring(workers: int, way: str) -> None:
+    """A ring, message by message: who holds which sum, and what each has sent."""
+    pieces = np.random.default_rng(0).normal(size=(workers, workers, 5))  # worker, piece, numbers
+    expected, sent, turns = pieces.sum(0), np.zeros(workers), 0
+    if way == "ring":
+        for phase, turn in itertools.product(("sum", "spread"), range(workers - 1)):
+            shift = 0 if phase == "sum" else 1
+            messages = {r: pieces[r, (r - turn + shift) % workers].copy() for r in range(workers)}
+            for r, message in messages.items():
+                to, piece = (r + 1) % workers, (r - turn + shift) % workers
+                pieces[to, piece] = message + (pieces[to, piece] if phase == "sum" else 0)
+                sent[r] += message.size
+            turns += 1
+        assert turns == 2 * (workers - 1)
+    else:
+        sent += (workers - 1) * expected.size + (workers == 2) * expected.size
+        pieces[:] = expected
+    np.testing.assert_allclose(pieces, np.broadcast_to(expected, pieces.shape), rtol=1e-12)
+    assert (sent < 2 * expected.size).all()
+
+
+# ---- sentences: what workers do, in the processes of tests/test_local_sgd.py ----------------------------------------
+
+
+@pytest.mark.claim("Exchanges and bytes fall by exactly k.", chapter="15")
+@pytest.mark.parametrize("k", [1, 2, 5, 20])
+def test_exchanges_and_bytes(k: int) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    model.compile("sgd", "mse")
+    local = companion.LocalSGD(k)
+    model.fit(np.ones((200, 3)), np.ones((200, 4)), batch_size=1, verbose=0, callbacks=[local])
+    assert local.exchanges * k == 200
+    assert local.bytes * k == 200 * 16 * 4
+    rows = {int(row[0]): row for row in printed("  k   exchanges")[1:5]}
+    assert rows[k][1:3] == [str(200 // k), f"{200 // k * 2410 * 4:,}"]
+
+
+@pytest.mark.claim("after an exchange all workers hold the same weights, to the last bit.", chapter="15")
+@pytest.mark.parametrize("name", ["every step", "every third", wrong("every seventh", why="off an exchange")])
+def test_the_same_weights_after_an_exchange(name: str) -> None:
+    mine, other = result(name)
+    np.testing.assert_array_equal(mine["seen"][-1], other["seen"][-1])
+
+
+def synchronous(begin: np.ndarray, momentum: float) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient descent on the joint batches of the two workers: the weights and the velocity at the end."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(120, 4))
+    y = x @ generator.normal(size=(4, 2)) + generator.normal(size=(120, 2))
+    theta, velocity = begin, np.zeros(10)
+    for _ in range(2):
+        for rows in np.arange(120).reshape(-1, 10):
+            velocity = momentum * velocity - 0.05 * slope(theta, x[rows], y[rows])
+            theta = theta + velocity
+    return theta, velocity
+
+
+@pytest.mark.claim("With k = 1, local SGD is synchronous SGD, with momentum or without.", chapter="15")
+@pytest.mark.parametrize(
+    ("name", "momentum"),
+    [("every step", 0.0), ("every step, momentum", 0.75), wrong("every third", 0.0, why="k = 3")],
+)
+def test_every_step_is_synchronous(name: str, momentum: float) -> None:
+    for mine in result(name):
+        np.testing.assert_allclose(mine["weights"], synchronous(mine["before"] * 0 + begin(name), momentum)[0], 1e-10)
+
+
+def begin(name: str) -> np.ndarray:
+    """All begin with the weights of worker 0."""
+    return result(name)[0]["before"]
+
+
+@pytest.mark.claim("the average of the workers' velocities is the velocity of the average", chapter="15")
+@pytest.mark.parametrize("who", ["average", wrong("worker 0", why="its own velocity")])
+def test_average_of_velocities(who: str) -> None:
+    velocities = np.array([mine["slots"] for mine in result("every step, momentum")])
+    found = velocities.mean(0) if who == "average" else velocities[0]
+    np.testing.assert_allclose(found, synchronous(begin("every step, momentum"), 0.75)[1], rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.claim("Averaging weights is not averaging gradients for Adam.", chapter="15")
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.Adam,
+        keras.optimizers.RMSprop,
+        wrong(lambda rate: keras.optimizers.SGD(rate, 0.9), why="linear"),
+    ],
+)
+def test_adam_is_not_linear(optimizer: Any) -> None:
+    """Two workers, one process: each with its own optimizer, averaged after each step, against the mean gradient."""
+    gradients = np.random.default_rng(0).normal(size=(5, 2, 3))
+    apart = [(keras.Variable(np.zeros(3), dtype="float64"), optimizer(0.01)) for _ in range(2)]
+    joint, joint_optimizer = keras.Variable(np.zeros(3), dtype="float64"), optimizer(0.01)
+    for of_workers in gradients:
+        for gradient, (variable, own) in zip(of_workers, apart, strict=True):
+            own.apply([tf.constant(gradient)], [variable])
+        mean = np.mean([variable.numpy() for variable, _ in apart], axis=0)
+        for variable, _ in apart:
+            variable.assign(mean)
+        joint_optimizer.apply([tf.constant(of_workers.mean(0))], [joint])
+    assert np.abs(joint.numpy() - mean).max() > 1e-3
+
+
+@pytest.mark.claim("its moments stay with each worker.", chapter="15")
+@pytest.mark.parametrize("name", ["every fourth, momentum", wrong("slots", why="average_slots=True")])
+def test_slots_stay(name: str) -> None:
+    mine, other = result(name)
+    assert np.abs(mine["slots"] - other["slots"]).max() > 1e-3
+
+
+@pytest.mark.claim(
+    "The mean of two variances is not the variance of both workers' data together: what lies between their means is "
+    "missing.",
+    chapter="15",
+)
+def test_mean_of_variances() -> None:
+    first, other = np.random.default_rng(0).normal([[0.0], [2.0]], size=(2, 500))
+    together = np.var([first, other])
+    between = np.var([first.mean(), other.mean()])
+    assert together - np.mean([first.var(), other.var()]) == pytest.approx(between)
+    assert between > 0.5
+
+
+@pytest.mark.claim("Steps must be equal.", chapter="15")
+@pytest.mark.claim("`fit` compares the numbers first and raises on all workers, before the first step.", chapter="15")
+def test_uneven_steps() -> None:
+    for mine in result("uneven steps"):
+        assert "ValueError: All workers must have the same `steps`" in mine["error"]
+        assert mine["iterations"] == 0
+        np.testing.assert_array_equal(mine["weights"], mine["before"])
+
+
+@pytest.mark.claim(
+    "If `EarlyStopping` ends training on one worker alone, the next exchange of the others raises.", chapter="15"
+)
+@pytest.mark.parametrize("name", ["stopped early", wrong("every third", why="nobody stops")])
+def test_one_stops_early(name: str) -> None:
+    for mine in result(name):
+        assert mine["error"].startswith("RuntimeError")
+
+
+# ---- sentences: the killed run --------------------------------------------------------------------------------------
+
+
+class CutOff(keras.callbacks.Callback):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.left = step
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise InterruptedError
+
+
+def train(folder: pathlib.Path | None, step: int = 0, lose: str = "") -> Any:
+    """Four epochs of 20 steps with k = 5 and momentum, as in the chapter; `lose` is what a bad resume forgets."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((64,)), keras.layers.Dense(8, "tanh"), keras.layers.Dropout(0.2), keras.layers.Dense(10)]
+    model = keras.Sequential(layers)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
+    local = companion.LocalSGD(5, backup_dir=folder)
+    x, y, _ = digits()
+    callbacks: list[Any] = [local]
+    if step:
+        callbacks.insert(0, CutOff(step))
+    if lose == "momentum":
+        forget = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: [slot.assign(0 * slot) for slot in model.optimizer.momentums]
+        )
+        callbacks.append(forget)
+    fit: dict[str, Any] = {"batch_size": 36, "epochs": 4, "shuffle": False, "verbose": 0, "callbacks": callbacks}
+    model.fit(x[:720], y[:720], **fit)
+    return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+
+@pytest.mark.claim(
+    "The killed run ends on the same weights as the run that nobody killed, to the last bit.", chapter="15"
+)
+@pytest.mark.parametrize("lose", ["", wrong("momentum", why="the velocities are lost")])
+def test_the_killed_run(tmp_path: pathlib.Path, lose: str) -> None:
+    """By a kill of one of two processes: in the chapter's own cells, and in tests/test_local_sgd.py."""
+    with pytest.raises(InterruptedError):
+        train(tmp_path, step=47)
+    assert [path.name for path in tmp_path.iterdir()] == ["worker-0-of-1-epoch-2.npz"]
+    np.testing.assert_array_equal(train(tmp_path, lose=lose), train(None))
+    cells = [cell for cell in notebook(CHAPTER).cells if cell.source.startswith('run("')]
+    assert "exit status 137" in cells[0].outputs[0].text
+    assert cells[1].outputs[0].text.count("that nobody killed: True") == 2
+
+
+@pytest.mark.claim(
+    "The last epoch that all have finished is the least of their newest, and each worker still holds it.", chapter="15"
+)
+@pytest.mark.parametrize("rule", ["wait", wrong("do not wait", why="a worker deletes what another one needs")])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_there_is_always_an_epoch_to_go_back_to(workers: int, rule: str) -> None:
+    """Every moment of every order in which workers can write epochs 1 to 3, wait for all, and delete."""
+    start = tuple((frozenset({0}), "write", 1) for _ in range(workers))
+    seen, to_see = {start}, [start]
+    while to_see:
+        state = to_see.pop()
+        newest = [max(held) for held, _, _ in state]
+        assert max(newest) <= min(newest) + 1
+        assert all(min(newest) in held for held, _, _ in state)
+        for rank, (held, does, epoch) in enumerate(state):
+            written = all(max(other) >= epoch for other, _, _ in state)
+            if does == "write" and epoch <= 3:
+                after = (held | {epoch}, "wait", epoch)
+            elif does == "wait" and (written or rule != "wait"):
+                after = (held, "delete", epoch)
+            elif does == "delete":
+                after = (frozenset({epoch}), "write", epoch + 1)
+            else:
+                continue
+            following = (*state[:rank], after, *state[rank + 1 :])
+            if following not in seen:
+                seen.add(following)
+                to_see.append(following)
+
+
+# ---- more machines --------------------------------------------------------------------------------------------------
+
+
+def test_place_is_what_the_launcher_says(monkeypatch: Any) -> None:
+    names: dict[str, Any] = {}
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith("%%writefile place.py"))
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    exec(cell.source.partition("\n")[2], names)
+    for rank in range(4):
+        monkeypatch.setenv("TF_CONFIG", names["place"](["north", "south"], on_each=2, rank=rank))
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        assert (resolver.task_type, resolver.task_id) == ("worker", rank)
+        addresses = resolver.cluster_spec().as_dict()["worker"]
+        assert len(set(addresses)) == 4
+        assert addresses[rank].startswith(("north:", "south:")[rank // 2])
+
+
+def test_place_reads_slurm(monkeypatch: Any) -> None:
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith("%%writefile place.py"))
+    variables = {"JOB_NODELIST": "n[1-2]", "NTASKS_PER_NODE": "4", "PROCID": "5", "LOCALID": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("TF_CONFIG", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr("subprocess.check_output", lambda command, text: "n1\nn2\n" if "n[1-2]" in command else "")
+    names: dict[str, Any] = {}
+    exec(cell.source.partition("\n")[2], names)
+    place = json.loads(names["os"].environ["TF_CONFIG"])
+    assert place["task"] == {"type": "worker", "index": 5}
+    assert place["cluster"]["worker"][5].startswith("n2:")
+    assert names["os"].environ["CUDA_VISIBLE_DEVICES"] == "1"
