@@ -59,16 +59,14 @@ def performance_page(
 ) -> str:
     """A page with the measured ratios in the places of its comments, as Markdown tables.
 
-    ``<!-- performance: inject -->`` becomes the results of that name. ``<!-- performance -->`` becomes the date, the
-    processor and the versions that all results belong to, and those that have no other place.
+    ``<!-- performance: inject -->`` becomes the results of that name, ``<!-- performance -->`` those that have no other
+    place.
     """
-    bench = json.loads(path.read_text())
-    versions = ", ".join(f"{name} {version}" for name, version in bench["versions"].items())
+    results = json.loads(path.read_text())
     named = re.compile("<!-- performance: (.+?) -->")
-    others = [row for row in bench["results"] if row["name"] not in named.findall(page)]
-    first = f"Measured on {bench['date']} on {bench['processor']}, with {versions}.\n\n{_table(others)}"
-    page = page.replace("<!-- performance -->", first)
-    return named.sub(lambda match: _table([row for row in bench["results"] if row["name"] == match[1]]), page)
+    others = [row for row in results if row["name"] not in named.findall(page)]
+    page = page.replace("<!-- performance -->", _table(others))
+    return named.sub(lambda match: _table([row for row in results if row["name"] == match[1]]), page)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -76,6 +74,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         spread = f"{row['ratio_q1']:.2f} – {row['ratio_q3']:.2f}"
         lines.append(f"| {row['what']} | **{row['ratio_median']:.2f}** | {spread} |")
+    lines += [f"\nMeasured on {measured}." for measured in sorted({row["measured"] for row in rows})]
     return "\n".join(lines) if rows else "Not measured yet: run `make bench`."
 
 
