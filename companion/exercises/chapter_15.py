@@ -204,7 +204,7 @@ def _smallest_k(answer: Any) -> str | None:
         if np.allclose(found, wrong, rtol=1e-9):
             return hint
     return (
-        "the exchange takes T = 2(R − 1)(α + n/(Rβ)). Once in k steps, that adds T/k to each; T/k ≤ share · step. "
+        "the exchange takes T = 2(R − 1)(α + n/(Rb)). Once in k steps, that adds T/k to each; T/k ≤ share · step. "
         f"For the first of my networks k = {np.ceil(exact[0]):g}."
     )
 

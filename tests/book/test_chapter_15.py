@@ -113,7 +113,7 @@ def printed(beginning: str) -> list[list[str]]:
 
 
 def test_table_of_remedies() -> None:
-    rows = {" ".join(row[:-2]): (int(row[-2]), float(row[-1])) for row in printed("after 200 steps          exch")[1:6]}
+    rows = {" ".join(row[:-2]): (int(row[-2]), float(row[-1])) for row in printed("after 200 steps         exch")[1:6]}
     expected = {
         "own digits, k = 20": (10, local_sgd(20, own_digits=True)),
         "own digits, warmup, 20": (48, local_sgd(20, own_digits=True, warmup=40)),
@@ -299,11 +299,11 @@ def test_times_are_the_record_and_the_fit_is_the_fit() -> None:
 
 
 def test_record_of_times_says_what_the_text_makes_of_it() -> None:
-    """Two constants describe it; up to a hundred thousand weights the latency is almost the whole price."""
+    """Two constants describe it; up to ten thousand weights the latency is almost the whole price."""
     names = names_of("sizes = [")
-    assert names["off"].max() < 0.35
+    assert names["off"].max() < 0.5
     for times in names["milliseconds"].values():
-        assert times[names["sizes"].index(100_000)] < 1.6 * times[0]
+        assert times[names["sizes"].index(10_000)] < 1.6 * times[0]
         assert times[-1] > 3 * times[0]
 
 
@@ -500,7 +500,7 @@ def test_the_killed_run(tmp_path: pathlib.Path, lose: str) -> None:
     np.testing.assert_array_equal(train(tmp_path, lose=lose), train(None))
     cells = [cell for cell in notebook(CHAPTER).cells if cell.source.startswith('run("')]
     assert "exit status 137" in cells[0].outputs[0].text
-    assert cells[1].outputs[0].text.count("that nobody killed: True") == 2
+    assert cells[1].outputs[0].text.count("nobody killed: True") == 2
 
 
 @pytest.mark.claim(
