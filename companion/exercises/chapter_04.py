@@ -31,6 +31,8 @@ def _context_gradients(answer: Any) -> str | None:
         "that is the gradient for all weights one. A weight is a factor of its term of the loss.": (sigma - y, u),
         "the sign is turned: that is the direction to go, not the gradient.": (w * (y - sigma), u),
         "candidate 0 is the neighbour, and its label is 1: σ(s) − y.": (w * sigma, u),
+        "the negatives are right, the neighbour is not: here its weight multiplies the label too, w₀(σ − 1). "
+        "(In `closed_form`, `weight` means something else.)": (w * sigma - y, u),
         "the label is weighted, but the weight belongs to the whole of σ(s) − y.": (sigma - w * y, u),
     }
     for hint, (error, vector) in known.items():
@@ -77,6 +79,11 @@ def _draw_negatives(answer: Any) -> str | None:
             return hint
     if found[_NEIGHBOUR + 1] > right[_NEIGHBOUR + 1] + 0.05:
         return "the word after the neighbour gets the neighbour's share as well as its own. Draw again instead."
+    others = right > 0
+    if found[others].all():
+        power = np.polyfit(np.log(_COUNTS[others]), np.log(found[others]), 1)[0]
+        if np.abs(found - _shares(power)).max() < 0.012:
+            return f"the shares are those of counts to the power of {power:.1f}. Check the power."
     largest = int(np.abs(found - right).argmax())
     return f"word {largest} comes with a share of {found[largest]:.3f}; it should be {right[largest]:.3f}."
 
@@ -97,9 +104,10 @@ def _descend(answer: Any) -> str | None:
     before = random.normal(size=(7, 3))
     table, given = before.copy(), rows.copy()
     answer(table, ids.copy(), given, 0.5)
-    step = np.zeros_like(before)
+    step, mean = np.zeros_like(before), np.zeros_like(before)
     for number, row in zip(ids, rows, strict=True):
         step[number] += row
+        mean[number] += row / np.sum(ids == number)
     right = before - 0.5 * step
     if not np.array_equal(given, rows):
         return "the function changes `rows`, which belong to whoever called it."
@@ -111,6 +119,8 @@ def _descend(answer: Any) -> str | None:
         return "rows that are not in `ids` have moved."
     if np.allclose(table, before + 0.5 * step, rtol=1e-9):
         return "the rows are added. Gradient descent goes against the gradient."
+    if np.allclose(table, before - 0.5 * mean, rtol=1e-9):
+        return "of an id that repeats, the rows are averaged. Their sum counts, not their mean."
     if np.allclose(table[5], right[5], rtol=1e-9):
         return "right for the row whose id occurs once. Of an id that repeats, every row must count, not one of them."
     return "the rows do not move by the learning rate times the sum of their gradients."

@@ -90,16 +90,16 @@ def microseconds(name: str) -> float:
 
 
 def test_table_of_the_profile_is_the_record() -> None:
-    cell = cell_of("steps = [")
+    cell = cell_of("microseconds = {")
     for layout in ("pairs", "windows"):
         assert cell["microseconds"][layout] == [microseconds(f"{layout}: {step}") for step in cell["steps"]]
         assert cell["making"][layout] == microseconds(f"{layout}: making the batches")
     assert cell["gensim"] == microseconds("gensim, one worker")
-    assert cell["autodiff"] == microseconds("windows: fit, autodiff")
-    seconds = [np.array(profile()["seconds"][name]) for name in ("gensim, one worker", "windows: fit")]
-    np.testing.assert_allclose(cell["middle_half"], np.quantile(seconds[0] / seconds[1], [0.25, 0.75]), atol=5.1e-3)
-    assert abs(profile()["words_of_text"] - 150_000) < 1500
-    assert all(len(times) == profile()["rounds"] == 7 for times in profile()["seconds"].values())
+    for shown, name in (("gensim", "gensim, one worker"), ("windows, autodiff", "windows: fit, autodiff")):
+        ratio = np.divide(profile()["seconds"][name], profile()["seconds"]["windows: fit"])
+        np.testing.assert_allclose(cell["over_windows"][shown], [ratio.min(), ratio.max()], atol=5.1e-3)
+    assert abs(profile()["words_of_text"] - cell["text_of_profile"]) < 1500
+    assert all(len(times) == profile()["rounds"] == cell["turns"] for times in profile()["seconds"].values())
 
 
 @functools.cache
@@ -113,15 +113,10 @@ def correlations(name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("shown", "name"), [("SkipGram", "companion"), ("gensim", "gensim")])
-def test_figure_of_correlations_is_the_record(shown: str, name: str) -> None:
+def test_table_of_correlations_is_the_record(shown: str, name: str) -> None:
     cell = cell_of("correlation = {")
     assert cell["known"] == len(similarity()["pairs"]) == len(similarity()["people"])
     np.testing.assert_allclose(cell["correlation"][shown], correlations(name), atol=5.1e-4)
-    (axes,) = figure_data(CHAPTER)[3]
-    np.testing.assert_allclose(line(axes, shown)[0], correlations(name), atol=5.1e-4)
-    mean, error = correlations(name).mean(), stats.sem(correlations(name))
-    interval = stats.t.interval(0.95, 5, mean, error)
-    np.testing.assert_allclose(line(axes, f"{shown}, interval")[0], interval, atol=2e-3)
 
 
 def test_figure_of_windows_is_a_band() -> None:
@@ -137,7 +132,7 @@ def test_figure_of_windows_is_a_band() -> None:
         assert 1 <= reach <= 5
         assert list(near) == [c for c in range(centre - reach, centre + reach + 1) if c != centre]
     pairs = image[:, :32].sum(axis=1, keepdims=True)
-    missing = pairs - image[:, 32:] / (0.3 * 5 / 16)
+    missing = pairs - image[:, 32:] / (5 / 16)
     np.testing.assert_allclose(missing, np.round(missing), atol=1e-4)
     assert set(np.round(missing).ravel()) <= {0, 1}
 
@@ -145,13 +140,14 @@ def test_figure_of_windows_is_a_band() -> None:
 def test_profile_says_what_the_text_makes_of_it() -> None:
     """The story needs this of a new record: windows keep up with gensim, pairs do not, and rows take half the step."""
     gensim = microseconds("gensim, one worker")
-    assert microseconds("windows: fit") < 1.1 * gensim < microseconds("pairs: fit") / 2
+    assert microseconds("windows: fit") < gensim < microseconds("pairs: fit") / 2
+    assert cell_of("microseconds = {")["over_windows"]["gensim"][0] > 1
     assert microseconds("pairs: rows") > 0.6 * microseconds("pairs: step")
     assert 0.4 < microseconds("windows: rows") / microseconds("windows: step") < 0.6
     assert microseconds("windows: fit") < 1.2 * microseconds("windows: step")
 
 
-def test_intervals_of_the_difference_and_common_neighbours_are_the_record() -> None:
+def test_interval_of_the_difference_over_other_pairs_is_the_record() -> None:
     cell, random = cell_of("correlation = {"), np.random.default_rng(0)
     people, cosines = np.array(similarity()["people"]), {k: np.array(v) for k, v in similarity()["cosines"].items()}
     differences = []
@@ -163,9 +159,6 @@ def test_intervals_of_the_difference_and_common_neighbours_are_the_record() -> N
         ]
         differences.append(means[0] - means[1])
     np.testing.assert_allclose(cell["other_pairs"], np.quantile(differences, [0.025, 0.975]), atol=0.02)
-    common = similarity()["common_neighbours"]
-    names = ("companion and gensim", "companion and companion", "gensim and gensim")
-    np.testing.assert_allclose(cell["in_common"], [np.mean(common[name]) for name in names], atol=5.1e-3)
 
 
 # ---- claims ---------------------------------------------------------------------------------------------------------
@@ -208,16 +201,32 @@ def lengths_in_graph(function: Callable[..., Any]) -> set[int]:
     return {output.shape[0] for output in outputs if output.shape.rank}
 
 
+def by_row() -> Any:
+    return tf.IndexedSlices(tf.ones((1, 3)), [3], tf.constant([777, 3]))
+
+
+def all_rows() -> Any:
+    return tf.ones((777, 3))
+
+
 @pytest.mark.claim(
-    "Without XLA the `Embedding` layer reads its whole table at every step; `tf.gather` on the variable reads the rows "
-    "of the batch.",
+    "Trained by gradient descent without XLA, the `Embedding` layer copies its whole table at every step; `tf.gather` "
+    "on the variable reads the rows of the batch.",
     chapter="04",
 )
-def test_embedding_reads_its_whole_table() -> None:
-    layer = keras.layers.Embedding(777, 3)
-    layer.build()
-    assert 777 in lengths_in_graph(layer)
-    assert 777 not in lengths_in_graph(lambda ids: tf.gather(layer.embeddings.value, ids))
+@pytest.mark.parametrize("gradient", [by_row, wrong(all_rows, "a table that is only written whole is lent out")])
+def test_embedding_copies_its_whole_table(gradient: Callable[[], Any]) -> None:
+    """The layer reads the table whole; and once an optimizer has moved rows, no two such reads share memory."""
+    with tf.device("CPU"):
+        layer = keras.layers.Embedding(777, 3)
+        layer.build()
+        assert 777 in lengths_in_graph(layer)
+        assert 777 not in lengths_in_graph(lambda ids: tf.gather(layer.embeddings.value, ids))
+        for shared in (True, False):
+            reads = [tf.convert_to_tensor(layer.embeddings.value) for _ in range(2)]
+            one, other = (np.asarray(memoryview(read)).ctypes.data for read in reads)
+            assert (one == other) is shared
+            keras.optimizers.SGD(0.1).apply([gradient()], [layer.embeddings])
 
 
 @pytest.mark.claim("Where there is no GPU, Keras leaves XLA off unless you say `jit_compile=True`.", chapter="04")
@@ -261,6 +270,20 @@ def adagrad(rate: float) -> keras.optimizers.Optimizer:
 def test_first_step_is_too_long(make: Callable[[float], Any], pieces: int) -> None:
     ratio = step_on_pieces(make(0.1), pieces) / step_on_pieces(make(0.1), 1)
     assert ratio == pytest.approx(np.sqrt(pieces), rel=1e-5)
+
+
+@pytest.mark.claim("Where the occurrences pull against each other, the step can come out too short.", chapter="04")
+@pytest.mark.parametrize("make", [keras.optimizers.Adam, keras.optimizers.RMSprop, adagrad])
+def test_first_step_is_too_short(make: Callable[[float], Any]) -> None:
+    """By the root of the sum of squares over the sum, as a first step divides by it."""
+    weight = keras.Variable(np.zeros((1, 1)), dtype="float64")
+    pieces = np.array([500.0, -300, -200, 400])
+    make(0.1).apply([tf.IndexedSlices(pieces[:, None], [0] * 4, tf.constant([1, 1]))], [weight])
+    judge = keras.Variable(np.zeros((1, 1)), dtype="float64")
+    make(0.1).apply([tf.constant([[pieces.sum()]])], [judge])
+    expected = abs(pieces.sum()) / np.sqrt((pieces**2).sum())
+    assert weight.numpy() / judge.numpy() == pytest.approx(expected, rel=1e-5)
+    assert expected < 1
 
 
 @pytest.mark.claim(
@@ -344,8 +367,8 @@ def test_windows_have_the_gradient_of_their_pairs(counted: Callable[..., Any]) -
 
 
 @pytest.mark.claim(
-    "What the pairs of a piece share is their luck, not their loss: the expected loss is that of five random words for "
-    "each pair.",
+    "The random words are shared, so their noise is; the loss on average is that of pairs with five random words each, "
+    "less those that equal the neighbour.",
     chapter="04",
 )
 @pytest.mark.parametrize("count", [5, wrong(1, "each shared word counts once")])
@@ -367,7 +390,7 @@ def test_expected_loss_is_that_of_five_words(count: int) -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.claim("on these pairs the vectors do no worse than gensim's for being trained on windows.", chapter="04")
+@pytest.mark.claim("`SkipGram`, trained on windows, does not rank these 46 pairs worse than gensim does.", chapter="04")
 @pytest.mark.parametrize("sign", [1, wrong(-1, "the other way round they would be")])
 def test_vectors_are_not_worse(sign: int) -> None:
     """Welch's interval of the difference over seeds: not below zero by more than a hundredth."""

@@ -36,6 +36,16 @@ def _next_word(counts: Any, neighbour: int, size: int, random: Any) -> Any:
     return ids % len(counts)
 
 
+def _one_word(counts: Any, neighbour: int, size: int, random: Any) -> Any:
+    return np.zeros(size, int)
+
+
+def _a_little_uniform(counts: Any, neighbour: int, size: int, random: Any) -> Any:
+    ids = _by_share(counts, neighbour, size, random)
+    ids[: size // 3] = 5
+    return ids
+
+
 def _spoils_counts(counts: Any, neighbour: int, size: int, random: Any) -> Any:
     counts[neighbour] = 0
     return _by_share(counts, neighbour, size, random)
@@ -48,6 +58,11 @@ def _one_by_one(table: Any, ids: Any, rows: Any, rate: float) -> None:
 
 def _last_wins(table: Any, ids: Any, rows: Any, rate: float) -> None:
     table[ids] -= rate * rows
+
+
+def _averages(table: Any, ids: Any, rows: Any, rate: float) -> None:
+    for number in set(ids):
+        table[number] -= rate * rows[ids == number].mean(axis=0)
 
 
 def _upwards(table: Any, ids: Any, rows: Any, rate: float) -> None:
@@ -81,6 +96,7 @@ WRONG = [
     ("04.1", lambda u, v, w: -np.outer(_error(u, v, w), u), "sign is turned"),
     ("04.1", lambda u, v, w: np.outer(w * _sigma(u, v), u), "its label is 1"),
     ("04.1", lambda u, v, w: np.outer(_sigma(u, v) - w * np.eye(5)[0], u), "the whole of"),
+    ("04.1", lambda u, v, w: np.outer(w * _sigma(u, v) - np.eye(5)[0], u), "multiplies the label too"),
     ("04.1", lambda u, v, w: _error(u, v, w)[:, None] * v, "the vector is not"),
     ("04.1", lambda u, v, w: np.outer(w * (_sigma(u, v) + np.eye(5)[0]), u), "the neighbour's is not"),
     ("04.1", lambda u, v, w: np.zeros((5, 3)), "not the slopes"),
@@ -91,11 +107,14 @@ WRONG = [
     ("04.2", lambda *given: _by_share(*given, zero=False), "still among"),
     ("04.2", lambda *given: _by_share(*given, power=1), "Where is the power"),
     ("04.2", lambda *given: _by_share(*given, power=0), "equally often"),
-    ("04.2", lambda *given: _by_share(*given, power=0.3), "with a share of"),
+    ("04.2", lambda *given: _by_share(*given, power=0.3), "to the power of 0.3"),
+    ("04.2", _one_word, "with a share of"),
+    ("04.2", _a_little_uniform, "with a share of"),
     ("04.2", _next_word, "the word after the neighbour"),
     ("04.2", _spoils_counts, "changes `counts`"),
     ("04.3", lambda table, ids, rows, rate: None, "has not moved"),
     ("04.3", _last_wins, "every row must count"),
+    ("04.3", _averages, "not their mean"),
     ("04.3", _upwards, "against the gradient"),
     ("04.3", _spoils_rows, "changes `rows`"),
     ("04.3", _everywhere, "not in `ids`"),
