@@ -99,7 +99,7 @@ def connect(timeout: float = 60.0) -> Team:
             worker may be behind the others. Defaults to 60. A second call returns the same team.
 
     Returns:
-        A :class:`Team`: ``rank`` is the number of this worker, ``size`` how many there are.
+        A :class:`Team`, whose ``rank`` is the number of this worker, and ``size`` how many there are.
 
     Raises:
         RuntimeError: TensorFlow has run before.
