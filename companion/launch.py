@@ -40,8 +40,8 @@ def launch(
         out: the stream for what the workers print. Defaults to ``None``, standard output.
 
     Returns:
-        0 if all workers have ended well, or the exit status of the one that failed first. As in a shell, that is 128 plus
-        the signal if it was killed by one.
+        0 if all workers have ended well, or the exit status of the one that failed first. As in a shell, that is 128
+        plus the signal if it was killed by one.
 
     Raises:
         FileNotFoundError: there is no such script.
