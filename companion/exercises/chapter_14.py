@@ -126,6 +126,10 @@ def _without_the_furthest(answer: Any) -> str | None:
     if shapes != [(3, 2), (4,)]:
         return f"for variables of the shapes [(3, 2), (4,)] it must return these shapes, not {shapes}."
     if _equal(found, _mean_without(gradients, weights, 2)):
+        broken = [np.where(np.isin(np.arange(5), 1).reshape(5, *[1] * (g.ndim - 1)), np.nan, g) for g in gradients]
+        found = [np.asarray(each) for each in answer([tf.constant(g) for g in broken], tf.constant(weights))]
+        if not _equal(found, _mean_without(gradients, weights, 1)):
+            return "right, until a device sends NaN: its distance is NaN, too. Count that as the largest of all."
         return None
     by_variable = [_mean_without([gradients[0]], weights, 2)[0], _mean_without([gradients[1]], weights, 4)[0]]
     known = {

@@ -84,9 +84,16 @@ def by_label() -> np.ndarray:
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
+def test_shares_in_the_update() -> None:
+    """Widths of the bars, a row after the other: a mean over samples, or a mean over devices of means."""
+    (axes,) = figure_data(CHAPTER)[0]
+    expected = [[1 / 7] * 7, [1 / 8] * 4 + [1 / 6] * 3, [1 / 10] * 6 + [1 / 5], [1 / 7] * 7]
+    np.testing.assert_allclose([width for width, _ in axes["bars"]], np.concatenate(expected), rtol=1e-5)
+
+
 def test_error_of_the_mean_of_means() -> None:
     """Dots: the mean of two means, drawn again. Lines: the expected square of (1/2 − p)(g₁ − g₂)."""
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[1]
     labels, zeros, random = digits()[1].argmax(1), np.zeros((65, 10)), np.random.default_rng(1)
     low, high, everyone = np.flatnonzero(labels < 5), np.flatnonzero(labels >= 5), np.arange(1400)
     size = np.linalg.norm(gradient(zeros, everyone))
@@ -118,7 +125,7 @@ def test_error_of_the_mean_of_means() -> None:
     "One faulty device of five ruins a mean: with the factor −10, it outvotes the four others.", chapter="14"
 )
 def test_one_faulty_device() -> None:
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     for rule in RULES:
         steps, found = line(axes, rule)
         np.testing.assert_array_equal(steps, np.arange(29))
@@ -139,7 +146,7 @@ def test_how_loud_one_must_be(factor: float) -> None:
 
 @pytest.mark.claim("To a median or a vote, a device with rare data looks like a device with a fault.", chapter="14")
 def test_two_digits_to_each_device() -> None:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     for rule in ("mean", "median", "vote"):
         np.testing.assert_allclose(line(axes, rule)[1], train(rule, by_label()), rtol=1e-4)
         np.testing.assert_allclose(line(axes, f"{rule}, shuffled")[1], train(rule, shuffled()), rtol=1e-4)
@@ -223,7 +230,8 @@ def test_rules_without_weights(rule: str) -> None:
 
 
 @pytest.mark.claim(
-    "A median or a vote withstands whatever fewer than half of the devices say, and no more.", chapter="14"
+    "Where the others agree, a median or a vote withstands whatever fewer than half of the devices say, and no more.",
+    chapter="14",
 )
 @pytest.mark.parametrize("rule", ["median", "vote", wrong("mean", "one is enough")])
 @pytest.mark.parametrize("liars", [1, 2, wrong(3, "more than half")])

@@ -68,7 +68,8 @@ def _leaves(row: Any, weigh: bool = True) -> Any:
 
 
 def _furthest(gradients: Any) -> Any:
-    return _distances(gradients, [np.median(g, axis=0) for g in gradients]).argmax()
+    middle = [np.median(np.where(np.isnan(g), np.inf, g), axis=0) for g in gradients]
+    return _distances(gradients, middle).argmax()  # to NumPy, NaN is the largest of all
 
 
 def _nearest(gradients: Any) -> Any:
@@ -80,13 +81,18 @@ def _furthest_in_one(gradients: Any) -> Any:
     return np.max(rows, axis=0).argmax()
 
 
-def _in_tensorflow(gradients: Any, weights: Any) -> Any:
-    middle = merging.median(gradients, weights)
-    squares = [tf.reshape((g - m) ** 2, (len(weights), -1)) for g, m in zip(gradients, middle, strict=True)]
-    weights = weights * tf.cast(
-        tf.range(5) != tf.argmax(tf.reduce_sum(tf.concat(squares, 1), 1), 0, "int32"), "float64"
-    )
-    return merging.weighted_mean(gradients, weights)
+def _in_tensorflow(largest: float) -> Any:
+    """A rule that takes a distance of NaN for ``largest``."""
+
+    def rule(gradients: Any, weights: Any) -> Any:
+        middle = merging.median(gradients, weights)
+        squares = [tf.reshape((g - m) ** 2, (len(weights), -1)) for g, m in zip(gradients, middle, strict=True)]
+        distances = tf.reduce_sum(tf.concat(squares, 1), 1)
+        distances = tf.where(tf.math.is_nan(distances), tf.cast(largest, distances.dtype), distances)
+        stays = tf.range(5) != tf.argmax(distances, output_type="int32")
+        return merging.weighted_mean([tf.boolean_mask(g, stays) for g in gradients], tf.boolean_mask(weights, stays))
+
+    return rule
 
 
 def _by_variable(gradients: Any, weights: Any) -> Any:
@@ -108,7 +114,7 @@ RIGHT: list[tuple[str, Any]] = [
     ("14.1", _merged_without_nan),
     ("14.2", _worth),
     ("14.2", lambda counts: len(counts) / np.mean([1 / n for n in counts])),
-    ("14.3", _in_tensorflow),
+    ("14.3", _in_tensorflow(np.inf)),
     ("14.3", _leaves(_furthest)),
     ("14.4", CHANGES),
     ("14.4", {key: sorted(value) for key, value in CHANGES.items()}),
@@ -146,6 +152,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("14.3", lambda gradients: gradients, "function"),
     ("14.3", lambda gradients, weights: None, "list"),
     ("14.3", lambda gradients, weights: gradients, "shapes"),
+    ("14.3", _in_tensorflow(0.0), "NaN"),
     ("14.3", merging.weighted_mean, "nobody"),
     ("14.3", _leaves(_furthest, weigh=False), "by their weights"),
     ("14.3", _keeps_the_weight, "still divides"),
