@@ -6,6 +6,8 @@ import pytest
 
 from tools.kernel import prepare_environment
 
+collect_ignore = ["tests/local_sgd_worker.py"]  # a script: it looks for its team as soon as it is imported
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares the environment, and lets nbval compare the data of figures, which it would skip as metadata."""
