@@ -5,13 +5,12 @@ flow :math:`\theta' = -\nabla L(\theta)` more closely, which training does not a
 """
 
 import dataclasses
-import functools
 import math
-import operator
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from companion import gradient_flow
@@ -110,8 +109,7 @@ class RungeKutta(InjectedOptimizer):
             h = ops.cast(self.learning_rate, learning_rate.dtype)
         slopes: dict[int, list[Any]] = {}
         for stage in self.tableau.stages(embedded=is_adaptive):
-            along = _combine(self.tableau.a[stage], slopes)
-            slopes[stage] = oracle(moved(values, -h, along) if along else values)
+            slopes[stage] = oracle(_combine(self.tableau.a[stage], slopes, -h, values))
         direction = _combine(self.tableau.b, slopes)
         if is_adaptive:
             return self._controlled(values, h, direction, slopes)
@@ -354,10 +352,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
-def _combine(weights: Any, slopes: dict[int, list[Any]]) -> list[Any]:
-    """The weighted sum of the answers, for each variable; nothing where no weight is left."""
-    used = [(weight, slopes[stage]) for stage, weight in enumerate(weights) if weight]
-    if not used:
-        return []
-    scaled = [[weight * answer for answer in answers] for weight, answers in used]
-    return [functools.reduce(operator.add, terms) for terms in zip(*scaled, strict=True)]
+def _combine(weights: Any, slopes: dict[int, list[Any]], factor: Any = 1, start: list[Any] | None = None) -> list[Any]:
+    """The weighted sum of the answers times a factor, for each variable, from where it starts."""
+    used = [(factor * weight, slopes[stage]) for stage, weight in enumerate(weights) if weight]
+    terms = [[weight * answer for answer in answers] for weight, answers in used]
+    return [tf.add_n(each) for each in zip(*([start] if start else []), *terms, strict=True)]
