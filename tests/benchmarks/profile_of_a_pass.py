@@ -31,7 +31,7 @@ OUTPUT = pathlib.Path(__file__).parent.parent.parent / "book" / "data" / "word_p
 DIMENSION, NEGATIVES, WINDOW, SUBSAMPLE, RATE = 100, 5, 5, 1e-3, 0.025
 TEXT = 150_000  # words
 READY = 100  # batches of pairs that lie ready: the time for them is scaled to a pass
-ROUNDS = 7
+ROUNDS = 21
 STEPS_PER_EXECUTION = 20
 
 

@@ -63,7 +63,7 @@ def loss_and_gradient(weights: Values, x: np.ndarray, y: np.ndarray) -> tuple[fl
 
 @functools.cache
 def local_sgd(every: int, own_digits: bool = False, warmup: int = 0, outer: bool = False) -> list[float]:
-    """The loss on all images at the beginning and after each of ten epochs of two workers."""
+    """The loss on all images at the beginning and after each of five epochs of two workers."""
     x, y, initial = digits()
     rows = [np.arange(r, 1440, 2) for r in (0, 1)]
     if own_digits:
@@ -71,7 +71,7 @@ def local_sgd(every: int, own_digits: bool = False, warmup: int = 0, outer: bool
         rows = [np.sort(by_label[:720]), np.sort(by_label[720:])]
     workers, anchor, velocity = [initial, initial], initial, [0 * w for w in initial]
     losses = [loss_and_gradient(initial, x, y)[0]]
-    for step in range(1, 201):
+    for step in range(1, 101):
         begin = (step - 1) % 20 * 36
         for r in (0, 1):
             batch = rows[r][begin : begin + 36]
@@ -89,14 +89,14 @@ def local_sgd(every: int, own_digits: bool = False, warmup: int = 0, outer: bool
     return losses
 
 
-@pytest.mark.parametrize("every", [1, 2, 5, 20])
+@pytest.mark.parametrize("every", [1, 5, 20])
 def test_loss_against_rounds_and_steps(every: int) -> None:
     upper, lower = figure_data(CHAPTER)[0]
     rounds, losses = line(upper, f"k={every}")
-    np.testing.assert_array_equal(rounds, np.arange(1, 11) * 20 // every)
+    np.testing.assert_array_equal(rounds, np.arange(1, 6) * 20 // every)
     np.testing.assert_allclose(losses, local_sgd(every)[1:], rtol=1e-4)
     steps, losses = line(lower, f"k={every}")
-    np.testing.assert_array_equal(steps, np.arange(0, 201, 20))
+    np.testing.assert_array_equal(steps, np.arange(0, 101, 20))
     np.testing.assert_allclose(losses, local_sgd(every), rtol=1e-4)
 
 
@@ -113,13 +113,13 @@ def printed(beginning: str) -> list[list[str]]:
 
 
 def test_table_of_remedies() -> None:
-    rows = {" ".join(row[:-2]): (int(row[-2]), float(row[-1])) for row in printed("after 200 steps         exch")[1:6]}
+    rows = {" ".join(row[:-2]): (int(row[-2]), float(row[-1])) for row in printed("after 100 steps         exch")[1:6]}
     expected = {
-        "own digits, k = 20": (10, local_sgd(20, own_digits=True)),
-        "own digits, warmup, 20": (48, local_sgd(20, own_digits=True, warmup=40)),
-        "own digits, k = 5": (40, local_sgd(5, own_digits=True)),
-        "mixed, k = 20": (10, local_sgd(20)),
-        "mixed, outer, k = 20": (10, local_sgd(20, outer=True)),
+        "own digits, k = 20": (5, local_sgd(20, own_digits=True)),
+        "own digits, warmup, 20": (24, local_sgd(20, own_digits=True, warmup=20)),
+        "own digits, k = 5": (20, local_sgd(5, own_digits=True)),
+        "mixed, k = 20": (5, local_sgd(20)),
+        "mixed, outer, k = 20": (5, local_sgd(20, outer=True)),
     }
     assert rows == {name: (count, round(losses[-1], 3)) for name, (count, losses) in expected.items()}
 
@@ -133,15 +133,15 @@ def test_price_of_own_digits(own_digits: bool) -> None:
     assert 1.8 < ratio < 2
 
 
-@pytest.mark.claim("Twenty times less talk costs two percent of the loss.", chapter="15")
+@pytest.mark.claim("Twenty times less talk costs one percent of the loss.", chapter="15")
 @pytest.mark.parametrize("own_digits", [False, wrong(True, why="workers differ")])
 def test_price_with_fair_samples(own_digits: bool) -> None:
-    assert round(local_sgd(20, own_digits)[-1] / local_sgd(1, own_digits)[-1], 2) == 1.02
+    assert round(local_sgd(20, own_digits)[-1] / local_sgd(1, own_digits)[-1], 2) == 1.01
 
 
-@pytest.mark.claim("It needs 48 exchanges; spread evenly, 40 of them do better.", chapter="15")
+@pytest.mark.claim("It needs 24 exchanges; spread evenly, 20 of them do better.", chapter="15")
 def test_warm_up_against_even_exchanges() -> None:
-    assert local_sgd(5, own_digits=True)[-1] < local_sgd(20, own_digits=True, warmup=40)[-1]
+    assert local_sgd(5, own_digits=True)[-1] < local_sgd(20, own_digits=True, warmup=20)[-1]
 
 
 # ---- figure 2: two bowls --------------------------------------------------------------------------------------------
@@ -335,16 +335,16 @@ def test_ring(workers: int, way: str) -> None:
 
 
 @pytest.mark.claim("Exchanges and bytes fall by exactly k.", chapter="15")
-@pytest.mark.parametrize("k", [1, 2, 5, 20])
+@pytest.mark.parametrize("k", [1, 5, 20])
 def test_exchanges_and_bytes(k: int) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
     model.compile("sgd", "mse")
     local = companion.LocalSGD(k)
-    model.fit(np.ones((200, 3)), np.ones((200, 4)), batch_size=1, verbose=0, callbacks=[local])
-    assert local.exchanges * k == 200
-    assert local.bytes * k == 200 * 16 * 4
-    rows = {int(row[0]): row for row in printed("  k   exchanges")[1:5]}
-    assert rows[k][1:3] == [str(200 // k), f"{200 // k * 2410 * 4:,}"]
+    model.fit(np.ones((100, 3)), np.ones((100, 4)), batch_size=1, verbose=0, callbacks=[local])
+    assert local.exchanges * k == 100
+    assert local.bytes * k == 100 * 16 * 4
+    rows = {int(row[0]): row for row in printed("  k   exchanges")[1:4]}
+    assert rows[k][1:3] == [str(100 // k), f"{100 // k * 2410 * 4:,}"]
 
 
 @pytest.mark.claim("after an exchange all workers hold the same weights, to the last bit.", chapter="15")
