@@ -172,7 +172,7 @@ def _smallest_k(answer: Any) -> str | None:
         return "give the function `smallest_k` itself: it takes workers, size, latency, bandwidth, step and share."
     given = [answer(*network) for network in _NETWORKS]
     if any(value is None or value is ... for value in given):
-        return "`smallest_k` returns nothing yet. It must return an integer."
+        return "`smallest_k` returns nothing yet. It must return k."
     values = [number(value) for value in given]
     if None in values:
         return "it must return a number."
@@ -210,7 +210,7 @@ def _smallest_k(answer: Any) -> str | None:
             return hint
     return (
         "the exchange takes T = 2(R − 1)(α + n/(Rb)). Once in k steps, that adds T/k to each; T/k ≤ share · step. "
-        f"For the first of my networks k = {np.ceil(exact[0]):g}."
+        f"smallest_k({', '.join(f'{value:g}' for value in _NETWORKS[0])}) is {np.ceil(exact[0]):g}."
     )
 
 

@@ -176,7 +176,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("15.3", _k(seconds=lambda w, n, a, b: 2 * (w - 1) * (a + n / b)), "one piece"),
     ("15.3", _k(seconds=lambda w, n, a, b: 2 * (w - 1) * n / w / b), "leaves out the latency"),
     ("15.3", _k(seconds=lambda w, n, a, b: a + 2 * (w - 1) * n / w / b), "has its latency"),
-    ("15.3", _k(lambda x: 7), "k = 65"),
+    ("15.3", _k(lambda x: 7), "is 65"),
     ("15.4", None, "function"),
     ("15.4", lambda: 0, "function"),
     ("15.4", lambda backups: ..., "nothing yet"),
