@@ -125,7 +125,7 @@ class GradientOracle:
     def _by_rule(self, tensors: list[Any]) -> list[Any]:
         """Gradients merged by the rule; the losses, which come last, by their weights."""
         rows = _gather([tf.convert_to_tensor(tensor) for tensor in [*tensors, self._denominator]])
-        if len(rows[-1].shape) and rows[-1].shape[0] > 1:
+        if rows[-1].shape[0] > 1:
             weights = rows[-1]
             weights = tf.where(tf.reduce_any(weights > 0), weights, tf.ones_like(weights))
             rows = [tf.gather(row, tf.where(weights > 0)[:, 0]) for row in [*rows[:-1], weights]]

@@ -10,7 +10,6 @@ import datetime
 import importlib.metadata
 import json
 import pathlib
-from typing import Any
 
 import keras
 import numpy as np
@@ -27,8 +26,6 @@ OUTPUT = pathlib.Path(__file__).parent.parent.parent / "book" / "data" / "word_s
 SEEDS = (1, 2, 3, 4, 5, 6)
 DIMENSION, NEGATIVES, WINDOW, SUBSAMPLE, PASSES = 100, 5, 5, 1e-3, 5
 FIRST_RATE, LAST_RATE = 0.025, 0.0001
-NEAREST, ASKED = 10, slice(100, 1100)  # neighbours compared, of words by rank
-SHOWN = ("sigmoid", "adam", "red", "monday", "matrix", "train")
 
 
 def of_companion(corpus: list[list[str]], words: list[str], seed: int) -> np.ndarray:
@@ -54,18 +51,6 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def nearest(vectors: np.ndarray, rows: Any) -> np.ndarray:
-    """The nearest other words of some rows."""
-    cosines = unit(vectors)[rows] @ unit(vectors).T
-    cosines[np.arange(len(cosines)), np.arange(len(vectors))[rows]] = -2
-    return np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
-
-
-def shared(one: np.ndarray, other: np.ndarray) -> float:
-    """The share of neighbours that two lists have in common."""
-    return float(np.mean([len(np.intersect1d(*pair)) for pair in zip(one, other, strict=True)]) / NEAREST)
-
-
 def judged(words: list[str]) -> tuple[list[tuple[str, str]], list[float]]:
     """The pairs of wordsim353 of which both words are known, and what people said, from 0 to 10."""
     lines = pathlib.Path(datapath("wordsim353.tsv")).read_text(encoding="utf-8").lower().splitlines()
@@ -81,27 +66,12 @@ def main() -> None:
     row = {word: number for number, word in enumerate(words)}
     pairs, people = judged(words)
     cosines: dict[str, list[list[float]]] = {"companion": [], "gensim": []}
-    near: dict[str, list[np.ndarray]] = {"companion": [], "gensim": []}
-    examples: dict[str, dict[str, list[str]]] = {}
     for seed in SEEDS:
         for name, train in (("companion", of_companion), ("gensim", of_gensim)):
             vectors = train(corpus, words, seed)
             one, other = (unit(vectors)[[row[pair[side]] for pair in pairs]] for side in (0, 1))
             cosines[name].append([round(float(cosine), 4) for cosine in (one * other).sum(axis=1)])
-            near[name].append(nearest(vectors, ASKED))
             print(seed, name, len(pairs), f"{spearmanr(people, cosines[name][-1])[0]:.4f}", flush=True)
-            if seed == SEEDS[0]:
-                found = nearest(vectors, [row[word] for word in SHOWN if word in row])
-                examples[name] = {
-                    word: [words[place] for place in places]
-                    for word, places in zip([word for word in SHOWN if word in row], found[:, :4], strict=True)
-                }
-    ours, theirs = near["companion"], near["gensim"]
-    common = {
-        "companion and gensim": [shared(one, other) for one, other in zip(ours, theirs, strict=True)],
-        "gensim and gensim": [shared(one, other) for one, other in zip(theirs, theirs[1:] + theirs[:1], strict=True)],
-        "companion and companion": [shared(one, other) for one, other in zip(ours, ours[1:] + ours[:1], strict=True)],
-    }
     report = {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "processor": processor(),
@@ -113,8 +83,6 @@ def main() -> None:
         "pairs": [" ".join(pair) for pair in pairs],
         "people": people,
         "cosines": cosines,
-        "common_neighbours": {name: [round(value, 4) for value in values] for name, values in common.items()},
-        "examples": examples,
     }
     OUTPUT.write_text(json.dumps(report) + "\n")
 
