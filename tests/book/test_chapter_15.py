@@ -458,7 +458,9 @@ def test_mean_of_variances() -> None:
 
 
 @pytest.mark.claim("Steps must be equal.", chapter="15")
-@pytest.mark.claim("`fit` compares the numbers first and raises on all workers, before the first step.", chapter="15")
+@pytest.mark.claim(
+    "the callback compares the numbers first and raises on all workers, before the first step.", chapter="15"
+)
 def test_uneven_steps() -> None:
     for mine in result("uneven steps"):
         assert "ValueError: All workers must have the same `steps`" in mine["error"]
