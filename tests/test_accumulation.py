@@ -27,8 +27,8 @@ import companion
 from companion import legacy
 from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
 from tests import known_wrong_accumulation as wrong
+from tests.processes import ROOT, on_devices
 
-ROOT = pathlib.Path(__file__).parent.parent
 SCHEDULE = keras.optimizers.schedules.ExponentialDecay(0.05, 1, 0.8)
 
 
@@ -1186,11 +1186,8 @@ def test_private_names_of_keras_are_where_they_were() -> None:
 
 
 REPLICAS = """
-import contextlib, json, pathlib, tempfile
-import keras, numpy as np, tensorflow as tf
-
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import contextlib, pathlib, tempfile
+import keras, numpy as np
 from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
 
 keras.config.set_floatx("float64")
@@ -1327,9 +1324,7 @@ print(json.dumps(results))
 @functools.cache
 def on_two_replicas() -> dict[str, Any]:
     """The largest difference from one replica, or the error, for each check."""
-    done = subprocess.run([sys.executable, "-c", REPLICAS], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return on_devices(2, REPLICAS)
 
 
 ours_not_keras_by_name = pytest.mark.parametrize(

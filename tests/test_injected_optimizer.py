@@ -4,11 +4,8 @@ import contextlib
 import copy
 import functools
 import json
-import os
 import pathlib
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +16,7 @@ import tensorflow as tf
 
 import companion
 from companion import GradientOracle, Heun, InjectedOptimizer, RungeKutta, RungeKuttaChebyshev, eject, inject, injection
+from tests.processes import on_devices, output_of
 from tests.test_runge_kutta import (
     BATCHES,
     START,
@@ -41,7 +39,6 @@ from tests.test_runge_kutta import (
 )
 
 L, P = keras.layers, keras.optimizers
-ROOT = pathlib.Path(__file__).parent.parent
 WRONG = pytest.mark.xfail(strict=True, raises=AssertionError)
 
 
@@ -567,23 +564,12 @@ def on_two_replicas() -> dict[str, Any]:
     return found
 
 
-def in_a_process(code: str, **environment: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @functools.cache
 def two_replicas() -> Any:
-    return in_a_process("""
-import json, tensorflow as tf
-(processor,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
-from tests import test_injected_optimizer
-print(json.dumps(test_injected_optimizer.on_two_replicas()))
-""")
+    return on_devices(
+        2,
+        "from tests import test_injected_optimizer as t; print(json.dumps(t.on_two_replicas()))",
+    )
 
 
 @pytest.mark.parametrize(
@@ -804,7 +790,7 @@ def test_a_step_needs_an_oracle() -> None:
 
 
 def test_jax_is_refused_in_words() -> None:
-    found = in_a_process(
+    printed = output_of(
         """
 import json, keras, numpy as np, companion
 model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
@@ -825,7 +811,7 @@ print(json.dumps([keras.backend.backend(), found]))
         KERAS_BACKEND="jax",
         CUDA_VISIBLE_DEVICES="",
     )
-    backend, messages = found
+    backend, messages = json.loads(printed.splitlines()[-1])
     assert (backend, len(messages)) == ("jax", 3)
     for message in messages[:2]:
         assert "set KERAS_BACKEND=tensorflow before Keras is imported. Received: backend='jax'" in message

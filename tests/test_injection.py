@@ -23,9 +23,9 @@ from companion.injection import eject, inject
 from companion.launch import launch
 from companion.oracle import GradientOracle
 from companion.sparse import CoalesceGradients
+from tests.processes import on_devices
 
 L, K, P = keras.layers, keras.losses, keras.optimizers
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -568,18 +568,14 @@ def on_two_replicas() -> dict[str, Any]:
 
 @functools.cache
 def two_replicas() -> dict[str, Any]:
-    code = """
-import json, keras, tensorflow as tf
-(processor,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+    program = """
+import keras
 keras.config.set_floatx("float64")
 keras.config.set_dtype_policy("float64")
 from tests import test_injection
 print(json.dumps(test_injection.on_two_replicas()))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return on_devices(2, program)
 
 
 KERAS_FAILS = pytest.mark.xfail(strict=True, raises=(AssertionError, TypeError))

@@ -3,9 +3,6 @@
 import contextlib
 import functools
 import json
-import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +19,9 @@ from companion.accumulation import GradientAccumulation
 from companion.injection import InjectedModel, inject
 from companion.oracle import GradientOracle
 from companion.runge_kutta import Heun
+from tests.processes import on_devices
 
 L, P = keras.layers, keras.optimizers
-ROOT = pathlib.Path(__file__).parent.parent
 
 # The rules
 
@@ -284,16 +281,7 @@ def on_three_replicas() -> dict[str, Any]:
 
 @functools.cache
 def three_replicas() -> dict[str, Any]:
-    code = """
-import json, keras, tensorflow as tf
-(processor,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 3)
-from tests import test_merging
-print(json.dumps(test_merging.on_three_replicas()))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return on_devices(3, "from tests import test_merging; print(json.dumps(test_merging.on_three_replicas()))")
 
 
 WRONG = pytest.mark.xfail(strict=True, raises=(AssertionError, TypeError))

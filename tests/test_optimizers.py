@@ -9,8 +9,6 @@ import inspect
 import json
 import math
 import pathlib
-import subprocess
-import sys
 import types
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -26,8 +24,8 @@ from keras import ops
 
 import companion
 from companion import datasets
+from tests.processes import on_devices, output_of
 
-ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 200
 BATCHES = 20
 
@@ -291,14 +289,7 @@ def test_a_fresh_process_loads_without_custom_objects(tmp_path: pathlib.Path) ->
     train(model, model.optimizer, range(5), batches())
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "state.npz", *state(model, model.optimizer))
-    assert in_fresh_process(LOAD, str(tmp_path)).split() == ["True", "0.75", "True"]
-
-
-def in_fresh_process(program: str, *arguments: str) -> str:
-    command = [sys.executable, "-c", program, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    assert output_of(LOAD, str(tmp_path)).split() == ["True", "0.75", "True"]
 
 
 # Configuration
@@ -513,12 +504,6 @@ def test_accumulates_gradients(rule: str) -> None:
 
 
 MIRRORED = """
-import json
-import tensorflow as tf
-
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
 import numpy as np
 from tests.test_optimizers import PAIRS, cross_entropy, datasets, distance, mlp, state
 
@@ -545,7 +530,7 @@ print(json.dumps(found))
 
 def test_two_devices() -> None:
     """Runs in its own process: logical devices must exist before TensorFlow starts."""
-    found = json.loads(in_fresh_process(MIRRORED).splitlines()[-1])
+    found = on_devices(2, MIRRORED)
     assert found["replicas"] == 2
     assert found["difference"].keys() == PAIRS.keys()
     assert max(found["difference"].values()) <= 1e-6

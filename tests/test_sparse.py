@@ -4,8 +4,6 @@ import functools
 import inspect
 import json
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 
 import companion.optimizers
 from companion.sparse import CoalesceGradients, coalesce
-from tests.book.reading import ROOT
+from tests.processes import on_devices
 
 ROWS = 5
 REPEATED = ((1, 1, 2),) * 3  # the same batch in each of three steps
@@ -467,13 +465,7 @@ def test_what_is_not_indexed_slices_passes_through(value: Any) -> None:
 # Several replicas, in a process of their own: devices are set before TensorFlow starts.
 
 REPLICAS = """
-import json
 import numpy as np
-import tensorflow as tf
-
-device = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * 2)
-
 import keras
 import companion.sparse
 from companion.sparse import CoalesceGradients
@@ -508,16 +500,14 @@ keras.config.set_dtype_policy("mixed_float16")
 results["mixed_float16"] = compare(
     lambda: keras.optimizers.Adagrad(0.1), dtype="mixed_float16"
 )
-print("RESULTS", json.dumps(results))
+print(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
 def replicas() -> dict[str, dict[str, float]]:
     """How far training on two logical devices ends from a dense lookup on the same two."""
-    done = subprocess.run([sys.executable, "-c", REPLICAS], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.split("RESULTS")[1])
+    return on_devices(2, REPLICAS)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,6 @@ What several devices do is computed in a process of its own: logical devices mus
 """
 
 import functools
-import json
-import subprocess
-import sys
 from typing import Any
 
 import keras
@@ -16,7 +13,8 @@ import tensorflow as tf
 
 import companion
 from companion import datasets, merging
-from tests.book.reading import ROOT, figure_data, line
+from tests.book.reading import figure_data, line
+from tests.processes import on_devices
 
 CHAPTER = "14"
 DEVICES = 5
@@ -382,16 +380,8 @@ def on_five_devices() -> dict[str, Any]:
 
 @functools.cache
 def devices() -> dict[str, Any]:
-    code = f"""
-import json, tensorflow as tf
-(processor,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * {DEVICES})
-from tests.book import test_chapter_14
-print(json.dumps(test_chapter_14.on_five_devices()))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    program = "from tests.book import test_chapter_14 as t; print(json.dumps(t.on_five_devices()))"
+    found: dict[str, Any] = on_devices(DEVICES, program)
     return found
 
 

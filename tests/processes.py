@@ -1,0 +1,42 @@
+"""Programs in processes of their own, for what must be settled before TensorFlow starts."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+_SEVERAL_DEVICES = """
+import gc, json
+import tensorflow as tf
+
+gc.disable()  # whoever frees the iterator of a distributed data set waits up to a minute for its thread to wake up
+(processor,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * {devices})
+{program}
+import os, sys
+
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def output_of(program: str, *arguments: str, **environment: str) -> str:
+    """What a Python program prints, in the root of the project."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def on_devices(devices: int, program: str) -> Any:
+    """What a program prints last, as JSON, where the processor shows up as several devices."""
+    return json.loads(output_of(_SEVERAL_DEVICES.format(devices=devices, program=program)).splitlines()[-1])
