@@ -1,7 +1,9 @@
 """Real data that is already on the reader's disk, so that a notebook downloads nothing. Every chapter trains on it."""
 
 import ast
+import collections
 import contextlib
+import gc
 import gzip
 import hashlib
 import importlib.util
@@ -112,7 +114,8 @@ def documentation_corpus(
     cache = folder / f"documentation-{_fingerprint(files)}.txt.gz"
     documents = _read_documents(cache)
     if documents is None:
-        documents = list(dict.fromkeys(_documents_of(files, _all_told(progress, verbose))))
+        with _no_garbage_collection():
+            documents = list(dict.fromkeys(_documents_of(files, _all_told(progress, verbose))))
         with contextlib.nullcontext() if cache_folder is not None else contextlib.suppress(OSError):
             _write_documents(cache, documents)
     return [[sys.intern(word) for word in document.split()] for document in documents]
@@ -170,15 +173,37 @@ def _documents_of(files: list[tuple[str, pathlib.Path]], tell: Callable[[int, in
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a stray backslash in somebody else's file
             try:
-                nodes = list(ast.walk(ast.parse(path.read_bytes())))
+                tree = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError, RecursionError):
-                nodes = []
-        for node in nodes:
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                words = _WORD.findall((ast.get_docstring(node, clean=False) or "").lower())
-                if words:
-                    yield " ".join(words)
+                tree = ast.Module([], [])
+        for definition in _definitions(tree):
+            words = _WORD.findall((ast.get_docstring(definition, clean=False) or "").lower())
+            if words:
+                yield " ".join(words)
         tell(number, len(files))
+
+
+def _definitions(tree: ast.Module) -> Iterator[Any]:
+    """Modules, classes and functions, level by level, as ``ast.walk`` gives them; expressions have none."""
+    nodes: collections.deque[Any] = collections.deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+        for block in ("body", "handlers", "cases", "orelse", "finalbody"):
+            nodes.extend(getattr(node, block, ()))
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Halves the time of parsing: syntax trees are many objects without a cycle."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _read_documents(cache: pathlib.Path) -> list[str] | None:

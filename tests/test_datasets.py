@@ -1,9 +1,12 @@
 """Holds `companion.datasets`: the digits are scikit-learn's, the corpus is what the docstrings of source files say."""
 
+import ast
+import gc
 import os
 import pathlib
 import subprocess
 import sys
+import unittest.mock
 import zlib
 from typing import Any
 
@@ -131,6 +134,29 @@ def test_damaged_file_is_read_anew(package: pathlib.Path, tmp_path: pathlib.Path
         kept.write_bytes(damaged)
         assert joined(datasets.documentation_corpus(["docs_of_mine"], folder)) == DOCUMENTS
         assert kept.read_bytes() == whole
+
+
+@pytest.mark.parametrize("file", [ast.__file__, unittest.mock.__file__, datasets.__file__])
+def test_definitions_are_those_of_ast_walk(file: str) -> None:
+    tree = ast.parse(pathlib.Path(file).read_bytes())
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    assert list(datasets._definitions(tree)) == [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_collection_is_as_before(package: pathlib.Path, tmp_path: pathlib.Path, enabled: bool) -> None:
+    def stop(done: int, total: int) -> None:
+        assert not gc.isenabled()
+        raise KeyboardInterrupt
+
+    if not enabled:
+        gc.disable()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            datasets.documentation_corpus(["docs_of_mine"], tmp_path, progress=stop)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 def test_interrupted_writing_leaves_nothing(
