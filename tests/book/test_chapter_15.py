@@ -267,6 +267,10 @@ def test_time_line_is_the_record() -> None:
             np.testing.assert_allclose(line(axes, f"exchanges {number} {rank}")[0], exchanges, rtol=1e-5)
     assert recorded[0]["workers"][1]["killed"] == [names["killed"]]
     np.testing.assert_allclose(line(axes, "killed")[0], names["killed"], rtol=1e-5)
+    *_, before, last = recorded[0]["workers"][0]["exchange"]
+    due, ended = line(axes, "waits")[0]
+    np.testing.assert_allclose([due - last, ended], [last - before, recorded[0]["ended"]], rtol=1e-4)
+    assert names["killed"] < due < ended
 
 
 def test_record_says_what_the_text_makes_of_it() -> None:
