@@ -2,23 +2,20 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 from typing import Any
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.book.reading import ROOT
 
 _SEVERAL_DEVICES = """
-import gc, json
+import gc, json, os, sys
 import tensorflow as tf
 
 gc.disable()  # whoever frees the iterator of a distributed data set waits up to a minute for its thread to wake up
 (processor,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * {devices})
 {program}
-import os, sys
-
 sys.stdout.flush()
 os._exit(0)
 """
@@ -31,6 +28,7 @@ def output_of(program: str, *arguments: str, **environment: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
+        timeout=300,
         env=os.environ | environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -38,5 +36,5 @@ def output_of(program: str, *arguments: str, **environment: str) -> str:
 
 
 def on_devices(devices: int, program: str) -> Any:
-    """What a program prints last, as JSON, where the processor shows up as several devices."""
+    """What a program prints last, as JSON, where the processor is several devices; `json` and `tf` are imported."""
     return json.loads(output_of(_SEVERAL_DEVICES.format(devices=devices, program=program)).splitlines()[-1])

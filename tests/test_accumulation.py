@@ -27,7 +27,8 @@ import companion
 from companion import legacy
 from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
 from tests import known_wrong_accumulation as wrong
-from tests.processes import ROOT, on_devices
+from tests.book.reading import ROOT
+from tests.processes import on_devices
 
 SCHEDULE = keras.optimizers.schedules.ExponentialDecay(0.05, 1, 0.8)
 

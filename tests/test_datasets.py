@@ -4,7 +4,6 @@ import ast
 import gc
 import os
 import pathlib
-import subprocess
 import sys
 import unittest.mock
 import zlib
@@ -15,6 +14,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from companion import datasets
+from tests.processes import output_of
 
 
 def test_shapes_and_ranges() -> None:
@@ -217,5 +217,4 @@ corpus = module.documentation_corpus(["keras"], {str(tmp_path)!r})
 assert "keras" not in sys.modules and "tensorflow" not in sys.modules
 print(sum(map(len, corpus)) > 100_000, any("embedding" in document for document in corpus))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "True True\n", done.stderr[-2000:]
+    assert output_of(code) == "True True\n"

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import json
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from companion.gradient_flow import (
     stability_polynomial,
     tableau,
 )
+from tests.processes import output_of
 
 ORDERS = {
     "euler": 1,
@@ -260,9 +259,7 @@ for name in ("Euler", "Heun", "Midpoint", "Ralston", "Bosh3", "Dopri5"):
     assert int(solution.stats["num_steps"]) == 10
 print(json.dumps(found))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(output_of(code).splitlines()[-1])
 
 
 @pytest.mark.parametrize(

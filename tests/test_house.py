@@ -4,14 +4,13 @@ import ast
 import inspect
 import pathlib
 import re
-import subprocess
-import sys
 import tomllib
 
 import pytest
 
 import companion
 from tests.book.reading import ROOT
+from tests.processes import output_of
 
 PACKAGE = ROOT / "companion"
 FLOORS = {
@@ -94,8 +93,7 @@ import companion, companion.exercises, companion.datasets, companion.figures, co
 assert state() == before
 print("quiet")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "quiet\n", done.stderr[-2000:]
+    assert output_of(code) == "quiet\n"
 
 
 def public_objects() -> list[tuple[str, object]]:
@@ -194,9 +192,7 @@ def test_make_targets_of_the_readme_exist() -> None:
 def test_readme_example_runs() -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(example.strip().splitlines()) <= 12
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "accuracy" in done.stdout
+    assert "accuracy" in output_of(example)
 
 
 def test_layout_of_the_readme_is_true() -> None:

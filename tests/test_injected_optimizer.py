@@ -566,10 +566,7 @@ def on_two_replicas() -> dict[str, Any]:
 
 @functools.cache
 def two_replicas() -> Any:
-    return on_devices(
-        2,
-        "from tests import test_injected_optimizer as t; print(json.dumps(t.on_two_replicas()))",
-    )
+    return on_devices(2, "from tests import test_injected_optimizer as t; print(json.dumps(t.on_two_replicas()))")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 import inspect
 import itertools
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 
 import companion
 from companion import legacy
+from tests.processes import output_of
 
 
 def network(seed: int = 0) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -412,8 +411,7 @@ for kind in (False, True):
     assert found[0] == found[1], found
 print("same")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "same\n", done.stderr[-2000:]
+    assert output_of(code) == "same\n"
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

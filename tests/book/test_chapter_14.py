@@ -381,8 +381,7 @@ def on_five_devices() -> dict[str, Any]:
 @functools.cache
 def devices() -> dict[str, Any]:
     program = "from tests.book import test_chapter_14 as t; print(json.dumps(t.on_five_devices()))"
-    found: dict[str, Any] = on_devices(DEVICES, program)
-    return found
+    return on_devices(DEVICES, program)
 
 
 @pytest.mark.claim(
