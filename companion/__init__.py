@@ -1,44 +1,71 @@
-"""The package behind the book *Keras Optimizers from the Inside*. Every public name is importable from here."""
+"""The package behind the book *Keras Optimizers from the Inside*.
 
-from importlib.metadata import PackageNotFoundError, version
+An optimizer sees the loss only through a gradient oracle; everything here changes one side of that conversation.
+``dir(companion)`` shows what is public: the names to import from here, and the public modules.
+"""
 
+from importlib import import_module as _import_module
+from importlib.metadata import PackageNotFoundError as _NotInstalled
+from importlib.metadata import version as _version
+from typing import Any as _Any
+
+from companion import gradient_flow, legacy, merging, word_pairs
 from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
+from companion.gradients import coalesce, moved
 from companion.implicit_euler import ImplicitEuler
 from companion.injection import InjectedModel, InjectedOptimizer, eject, inject
 from companion.local_sgd import LocalSGD, connect
-from companion.multistep import AdamsBashforth2, OptimisticSGD
-from companion.optimizers import SGD, Adam, Momentum
+from companion.optimizers import SGD, Adam, AdamsBashforth2, Momentum, OptimisticSGD
 from companion.oracle import GradientOracle
 from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
-from companion.sparse import CoalesceGradients
 from companion.word2vec import SkipGram
+from companion.wrapping import CoalesceGradients
 
 try:
-    __version__ = version("keras-optimizer-companion")
-except PackageNotFoundError:  # used from a source tree that is not installed
+    __version__ = _version("keras-optimizer-companion")
+except _NotInstalled:  # used from a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = [
+# In the order of the book's parts: anatomy, accumulation, integrators, many devices; then the public modules.
+__all__ = [  # noqa: RUF022
+    "SGD",
+    "Momentum",
+    "Adam",
+    "SkipGram",
+    "CoalesceGradients",
+    "coalesce",
+    "GradientOracle",
+    "inject",
+    "eject",
+    "GradientAccumulation",
+    "FlushAtEpochEnd",
+    "InjectedOptimizer",
+    "InjectedModel",
+    "moved",
+    "RungeKutta",
+    "Heun",
     "RK23",
     "RK45",
-    "SGD",
-    "Adam",
-    "AdamsBashforth2",
-    "CoalesceGradients",
-    "FlushAtEpochEnd",
-    "GradientAccumulation",
-    "GradientOracle",
-    "Heun",
-    "ImplicitEuler",
-    "InjectedModel",
-    "InjectedOptimizer",
-    "LocalSGD",
-    "Momentum",
-    "OptimisticSGD",
-    "RungeKutta",
     "RungeKuttaChebyshev",
-    "SkipGram",
+    "ImplicitEuler",
+    "AdamsBashforth2",
+    "OptimisticSGD",
     "connect",
-    "eject",
-    "inject",
+    "LocalSGD",
+    "gradient_flow",
+    "legacy",
+    "merging",
+    "word_pairs",
 ]
+
+_LAZY = ("datasets", "exercises", "figures", "launch")  # public modules that are loaded when they are asked for
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LAZY:
+        return _import_module(f"companion.{name}")
+    raise AttributeError(f"module 'companion' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_LAZY, "__doc__", "__version__"]

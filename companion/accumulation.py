@@ -22,9 +22,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from companion.injection import brought_by_one
-from companion.sparse import coalesce
-from companion.sums import GradientSums, all_finite
+from companion.gradients import all_finite, coalesce
+from companion.replicas import brought_by_one
+from companion.sums import GradientSums
 from companion.wrapping import WrappingOptimizer, wrapped_by
 
 _CHOICES = {

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from companion.injection import InjectedOptimizer, moved
+from companion.gradients import moved
+from companion.injection import InjectedOptimizer
 
 _SOLVERS = ("newton_krylov", "fixed_point")
 
@@ -29,11 +30,11 @@ class ImplicitEuler(InjectedOptimizer):
       meets a direction of negative curvature.
     - ``"fixed_point"``: :math:`d \leftarrow \nabla L(\theta - h d)`, which converges for :math:`h\lambda < 1` only.
 
-    Needs :func:`~companion.injection.inject`. Gradients a step: ``iterations * (1 + krylov_iterations)``, or
+    Needs :func:`~companion.inject`. Gradients a step: ``iterations * (1 + krylov_iterations)``, or
     ``1 + iterations`` with ``"fixed_point"``.
 
     Args:
-        learning_rate: :math:`h`, see :class:`~companion.optimizers.SGD`. Defaults to 0.01.
+        learning_rate: :math:`h`, see :class:`~companion.SGD`. Defaults to 0.01.
         solver: ``"newton_krylov"`` or ``"fixed_point"``. Defaults to ``"newton_krylov"``.
         iterations: an integer of at least 1. Defaults to 2.
         krylov_iterations: an integer of at least 1. Defaults to 5.

@@ -12,9 +12,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from companion import arguments
+from companion.gradients import scaled
 from companion.merging import weighted_mean
-from companion.optimizers import _learning_rate
-from companion.oracle import GradientOracle, check_question, scaled
+from companion.oracle import GradientOracle, check_question
+from companion.replicas import brought_by_one
 from companion.wrapping import wrapped_by
 
 # Private names of Keras, checked on 3.13.2 and 3.15.1; tests/test_injection.py notices when they move.
@@ -37,12 +39,12 @@ def inject(
     Peak memory is that of a part, and the weights, the loss, the metrics and the history are those of the whole batch:
     with masks, sample weights, several outputs, a ragged last batch, and on several replicas: devices of one machine
     (``tf.distribute.MirroredStrategy``), or of several (``MultiWorkerMirroredStrategy``, which Keras's own step does
-    not support). See :class:`~companion.oracle.GradientOracle` for the exceptions, among them BatchNorm and dropout.
+    not support). See :class:`~companion.GradientOracle` for the exceptions, among them BatchNorm and dropout.
 
     Args:
         model: a compiled model with the training step of ``keras.Model``.
         micro_batches: an integer :math:`\ge 1`: the number of parts, see
-            :class:`~companion.oracle.GradientOracle`. Defaults to 1.
+            :class:`~companion.GradientOracle`. Defaults to 1.
         weight_fn: for a loss with a denominator of its own, on one replica: a function of ``(x, y, sample_weight)``
             that returns the denominator of a part. Defaults to ``None``.
         merge: a rule of :mod:`companion.merging`, or a function like them, by which several replicas merge their
@@ -50,7 +52,7 @@ def inject(
             :func:`~companion.merging.weighted_mean`, the formula above.
 
     Returns:
-        The same model. :func:`~companion.injection.eject` restores it. Cloning and loading lose the injection: call
+        The same model. :func:`~companion.eject` restores it. Cloning and loading lose the injection: call
         ``inject`` again.
 
     Raises:
@@ -118,7 +120,7 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
     Answers are dense, also those for embeddings.
 
     Args:
-        learning_rate: :math:`h`, see :class:`~companion.optimizers.SGD`.
+        learning_rate: :math:`h`, see :class:`~companion.SGD`.
         **kwargs: those of ``keras.optimizers.Optimizer`` but ``gradient_accumulation_steps``.
 
     Raises:
@@ -147,7 +149,7 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
     _asking = 0  # how many steps are between their questions and the end of `apply`: one for each replica
 
     def __init__(self, learning_rate: Any = 0.01, **kwargs: Any) -> None:
-        super().__init__(learning_rate=_learning_rate(learning_rate), **kwargs)
+        super().__init__(learning_rate=arguments.learning_rate(learning_rate), **kwargs)
 
     def direction(self, oracle: Callable[..., list[Any]], values: list[Any], learning_rate: Any) -> list[Any]:
         """Says where to go. To be written by a subclass.
@@ -182,7 +184,7 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         """Takes one step on the oracle's batch: for a training step of your own, with two models for example.
 
         Args:
-            oracle: a :class:`~companion.oracle.GradientOracle` that has not been asked.
+            oracle: a :class:`~companion.GradientOracle` that has not been asked.
         """
         if not isinstance(oracle, GradientOracle):
             raise TypeError(f"`oracle` must be a companion.GradientOracle. Received: oracle={oracle!r}")
@@ -230,20 +232,6 @@ class InjectedModel:
     def test_step(self, data: Any) -> dict[str, Any]:
         """What ``evaluate`` does with a batch."""
         return _logs(self, super().test_step(data))  # type: ignore[misc]
-
-
-def moved(points: list[Any], factor: Any, directions: list[Any]) -> list[Any]:
-    """Goes from points along directions: where a method asks its next question.
-
-    Args:
-        points: a list of tensors.
-        factor: how far along; against a direction if negative.
-        directions: a tensor for each of the points.
-
-    Returns:
-        A tensor ``point + factor * direction`` for each.
-    """
-    return [point + factor * direction for point, direction in zip(points, directions, strict=True)]
 
 
 def _build_anyhow(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
@@ -347,32 +335,6 @@ def _build_from_one_shard(model: Any, iterator: Any = None, data_batch: Any = No
         break
     with model.distribute_strategy.scope():
         getattr(model, _BUILD_FROM_BATCH)(data_batch=data_batch)
-
-
-def brought_by_one(gradients: list[Any]) -> list[Any]:
-    """Keeps merged gradients on one replica and puts zeros on the others.
-
-    Keras's ``apply`` clips on each replica and sums over replicas afterwards. A clipped zero is zero, and the sum is
-    the clipped gradient to the last bit.
-
-    Args:
-        gradients: the same on every replica; sparse ones without repeated rows.
-
-    Returns:
-        The gradients, or zeros, or sparse gradients without rows.
-    """
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return gradients
-    rows = tf.cast(context.replica_id_in_sync_group == 0, "int32")
-
-    def here(gradient: Any) -> Any:
-        if not isinstance(gradient, tf.IndexedSlices):
-            return None if gradient is None else tf.where(rows == 1, gradient, 0)
-        end = rows * tf.size(gradient.indices)
-        return tf.IndexedSlices(gradient.values[:end], gradient.indices[:end], gradient.dense_shape)
-
-    return [here(gradient) for gradient in gradients]
 
 
 @contextmanager

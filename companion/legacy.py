@@ -49,7 +49,7 @@ class GraphSGD:
         1.0
         0.5
 
-    Unlike :class:`~companion.optimizers.SGD` it is no Keras optimizer: today's ``compile`` refuses this shape.
+    Unlike :class:`~companion.SGD` it is no Keras optimizer: today's ``compile`` refuses this shape.
 
     References:
         Su Jianlin, 2018, "Make Keras cooler: niche custom optimizers" (in Chinese), https://kexue.fm/archives/5879.

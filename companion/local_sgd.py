@@ -20,11 +20,11 @@ _INITIAL_EPOCH = "_initial_epoch"
 
 
 class Team:
-    """The workers, this one among them. :func:`connect` makes it.
+    """The workers, this one among them. :func:`~companion.connect` makes it.
 
     Args:
         strategy: the strategy that carries what they exchange, or ``None`` for one worker alone.
-        timeout: see :func:`connect`.
+        timeout: see :func:`~companion.connect`.
 
     Attributes:
         rank: the number of this worker, from 0.
@@ -99,7 +99,8 @@ def connect(timeout: float = 60.0) -> Team:
             worker may be behind the others. Defaults to 60. A second call returns the same team.
 
     Returns:
-        A :class:`Team`, whose ``rank`` is the number of this worker, and ``size`` how many there are.
+        A :class:`~companion.local_sgd.Team`, whose ``rank`` is the number of this worker, and ``size`` how many there
+        are.
 
     Raises:
         RuntimeError: TensorFlow has run before.
@@ -157,7 +158,7 @@ class LocalSGD(keras.callbacks.Callback):
 
     and ``keras.optimizers.SGD(1.0)`` is the plain average again. Weights that are not trainable are averaged plainly.
 
-    :func:`connect` comes first in the script, and tells each worker which part of the data is its own,
+    :func:`~companion.connect` comes first in the script, and tells each worker which part of the data is its own,
     ``x[team.rank :: team.size]`` for example.
 
     At the beginning of ``fit`` all start from the weights of worker 0. At its end, after a number of steps that is no
@@ -177,7 +178,7 @@ class LocalSGD(keras.callbacks.Callback):
             no backup.
 
     Attributes:
-        team: what :func:`connect` returns.
+        team: what :func:`~companion.connect` returns.
         exchanges: how many times weights were averaged.
         bytes: how many bytes this worker has given into these averages.
 
@@ -185,8 +186,8 @@ class LocalSGD(keras.callbacks.Callback):
         ValueError: an argument is wrong; at the beginning of ``fit``, before the first step: the model is not built,
             ``fit`` cannot tell how many steps it makes, workers differ in their steps, epochs, settings or models, or
             backups are not of one run.
-        RuntimeError: see :func:`connect`; in ``fit``: a worker has died, does not answer or is at another step.
-            No weight was moved by the exchange that failed.
+        RuntimeError: see :func:`~companion.connect`; in ``fit``: a worker has died, does not answer or is at another
+            step. No weight was moved by the exchange that failed.
 
     Example:
         >>> local = LocalSGD(every=5)  # here alone: the average of one

@@ -6,7 +6,7 @@ A rule is a function ``rule(gradients, weights)``. For each variable ``gradients
 share, its unmasked tokens, or the sum of its sample weights. A device whose share is empty is not asked. The rule
 returns a tensor of the variable's shape for each variable; every device calls it with the same numbers.
 
-Give a rule to :func:`~companion.injection.inject` as ``merge``. Your own may be any such function.
+Give a rule to :func:`~companion.inject` as ``merge``. Your own may be any such function.
 """
 
 from typing import Any

@@ -6,30 +6,12 @@ In the rules, :math:`\theta` is one weight tensor, :math:`g` its gradient and :m
 operation is elementwise.
 """
 
-import math
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-
-def _number_in(name: str, value: Any, low: float, high: float = math.inf, include_low: bool = True) -> float:
-    """Returns ``value`` as a float, or raises the ``ValueError`` that says which argument is outside its interval."""
-    try:
-        number = math.nan if isinstance(value, (bool, np.bool_, str, bytes)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if (low <= number if include_low else low < number) and number < high:
-        return number
-    raise ValueError(
-        f"`{name}` must be a number in {'[' if include_low else '('}{low:g}, {high:g}). Received: {name}={value!r}"
-    )
-
-
-def _learning_rate(value: Any) -> Any:
-    """Checks a constant learning rate; schedules and callables pass through for Keras to handle."""
-    return value if callable(value) else _number_in("learning_rate", value, 0)
+from companion import arguments
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -65,7 +47,7 @@ class SGD(keras.optimizers.Optimizer):
     """
 
     def __init__(self, learning_rate: Any = 0.01, **kwargs: Any) -> None:
-        super().__init__(learning_rate=_learning_rate(learning_rate), **kwargs)
+        super().__init__(learning_rate=arguments.learning_rate(learning_rate), **kwargs)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves ``variable`` by one step of the rule."""
@@ -124,8 +106,8 @@ class Momentum(keras.optimizers.Optimizer):
     """
 
     def __init__(self, learning_rate: Any = 0.01, momentum: float = 0.9, nesterov: bool = False, **kwargs: Any) -> None:
-        super().__init__(learning_rate=_learning_rate(learning_rate), **kwargs)
-        self.momentum = _number_in("momentum", momentum, 0, 1)
+        super().__init__(learning_rate=arguments.learning_rate(learning_rate), **kwargs)
+        self.momentum = arguments.number("momentum", momentum, 0, 1)
         if not isinstance(nesterov, bool):
             raise ValueError(f"`nesterov` must be True or False. Received: nesterov={nesterov!r}")
         self.nesterov = nesterov
@@ -201,10 +183,10 @@ class Adam(keras.optimizers.Optimizer):
         epsilon: float = 1e-7,
         **kwargs: Any,
     ) -> None:
-        super().__init__(learning_rate=_learning_rate(learning_rate), **kwargs)
-        self.beta_1 = _number_in("beta_1", beta_1, 0, 1)
-        self.beta_2 = _number_in("beta_2", beta_2, 0, 1)
-        self.epsilon = _number_in("epsilon", epsilon, 0, include_low=False)
+        super().__init__(learning_rate=arguments.learning_rate(learning_rate), **kwargs)
+        self.beta_1 = arguments.number("beta_1", beta_1, 0, 1)
+        self.beta_2 = arguments.number("beta_2", beta_2, 0, 1)
+        self.epsilon = arguments.number("epsilon", epsilon, 0, include_low=False)
 
     def build(self, variables: list[Any]) -> None:
         """Creates the two running means for each variable."""
@@ -230,3 +212,101 @@ class Adam(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for saving."""
         return {**super().get_config(), "beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
+
+
+class _OneGradientBack(keras.optimizers.Optimizer):
+    r"""Moves by :math:`h ((1 + w) g_k - w g_{k-1})`; in the first step, where nothing came before, by :math:`h g_0`."""
+
+    _weight: float
+
+    def __init__(self, learning_rate: Any = 0.01, **kwargs: Any) -> None:
+        super().__init__(learning_rate=arguments.learning_rate(learning_rate), **kwargs)
+
+    def build(self, variables: list[Any]) -> None:
+        """Creates a slot for each variable."""
+        if self.built:
+            return
+        super().build(variables)
+        self._last_gradients = self.add_optimizer_variables(variables, "last_gradient")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Moves ``variable`` by one step of the rule."""
+        h = ops.cast(learning_rate, variable.dtype)
+        last = self._last_gradients[self._get_variable_index(variable)]
+        gradient = ops.add(ops.zeros_like(last), ops.cast(gradient, variable.dtype))  # dense, as the slot is
+        before = ops.where(ops.equal(self.iterations, 0), gradient, last)
+        self.assign_sub(variable, h * ((1 + self._weight) * gradient - self._weight * before))
+        self.assign(last, gradient)
+
+
+@keras.saving.register_keras_serializable(package="companion")
+class AdamsBashforth2(_OneGradientBack):
+    r"""The Adams–Bashforth method of two steps: order 2 with one gradient a step, for a constant learning rate.
+
+    .. math::
+
+       \theta \leftarrow \theta - h \Bigl(\frac32 g_k - \frac12 g_{k-1}\Bigr)
+
+    The first step is Euler's. Slots: ``last_gradient`` :math:`g_{k-1}`, of the variable's shape and dtype. It is stable
+    up to :math:`h\lambda = 1`, half as far as gradient descent.
+
+    Args:
+        learning_rate: :math:`h`, see :class:`~companion.SGD`. Defaults to 0.01.
+        **kwargs: those of ``keras.optimizers.Optimizer``, see :class:`~companion.SGD`.
+
+    Raises:
+        ValueError: ``learning_rate`` is negative, not finite, or not a number.
+
+    Example:
+        >>> weight = keras.Variable([0.0])
+        >>> optimizer = AdamsBashforth2(learning_rate=1.0)
+        >>> for gradient in (-1.0, -2.0):
+        ...     optimizer.apply([np.array([gradient])], [weight])
+        ...     print(weight.numpy()[0])
+        1.0
+        3.5
+
+    References:
+        Bashforth and Adams, 1883, *An attempt to test the theories of capillary action*.
+
+    Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
+    """
+
+    _weight = 0.5
+
+
+@keras.saving.register_keras_serializable(package="companion")
+class OptimisticSGD(_OneGradientBack):
+    r"""Optimistic gradient descent: expects the next gradient to differ from this one as this one did from the last.
+
+    .. math::
+
+       \theta \leftarrow \theta - h (2 g_k - g_{k-1})
+
+    The first step is that of gradient descent. Slots: ``last_gradient`` :math:`g_{k-1}`, of the variable's shape and
+    dtype. In games, where gradient descent spirals out, it arrives.
+
+    Args:
+        learning_rate: :math:`h`, see :class:`~companion.SGD`. Defaults to 0.01.
+        **kwargs: those of ``keras.optimizers.Optimizer``, see :class:`~companion.SGD`.
+
+    Raises:
+        ValueError: ``learning_rate`` is negative, not finite, or not a number.
+
+    Example:
+        >>> weight = keras.Variable([0.0])
+        >>> optimizer = OptimisticSGD(learning_rate=1.0)
+        >>> for gradient in (-1.0, -2.0):
+        ...     optimizer.apply([np.array([gradient])], [weight])
+        ...     print(weight.numpy()[0])
+        1.0
+        4.0
+
+    References:
+        Popov, 1980, "A modification of the Arrow–Hurwicz method for search of saddle points". Daskalakis, Ilyas,
+        Syrgkanis and Zeng, 2018, "Training GANs with optimism".
+
+    Taught in chapter 12, :doc:`/notebooks/12_do_integrators_train_better`.
+    """
+
+    _weight = 1.0

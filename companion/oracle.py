@@ -21,8 +21,9 @@ import tensorflow as tf
 from keras import ops, tree
 
 from companion.denominators import activity_as_mean, compiled_loss, loss_shares, standing_in
+from companion.gradients import coalesce, kind_of, scaled, widened
 from companion.merging import weighted_mean
-from companion.sparse import coalesce
+from companion.replicas import all_reduce, gather, replicas_of
 
 
 class GradientOracle:
@@ -81,7 +82,7 @@ class GradientOracle:
         check_question(model, micro_batches, weight_fn, merge)
         self.model, self.micro_batches, self.merge = model, micro_batches, merge
         # What is merged with the weights of the whole adds up; any other rule wants the gradient of each share alone.
-        self._totals = _all_reduce if merge is weighted_mean else list
+        self._totals = all_reduce if merge is weighted_mean else list
         self._weight_fn: Any = weight_fn
         self._takes_loss_as_it_is = weight_fn is not None or type(model).compute_loss is not keras.Model.compute_loss
         self._batch = tree.map_structure(
@@ -108,13 +109,13 @@ class GradientOracle:
         sums, rows, state = self._sum_over_parts(functools.partial(self._part, values, is_first), self._state)
         shapes = [tf.shape(value) for value, kind in zip(values, self._kinds, strict=True) if kind == "sparse"]
         slices = [tf.IndexedSlices(*pieces) for pieces in zip(rows[1::2], rows[::2], shapes, strict=True)]
-        if _replicas(self.model) > 1:  # one without an example has nothing to say, where BatchNorm says 0 / 0
+        if replicas_of(self.model) > 1:  # one without an example has nothing to say, where BatchNorm says 0 / 0
             sums = [tf.where(self._examples > 0, total, 0) for total in sums]
             state = [tf.where(self._examples > 0, *pair) for pair in zip(state, self._state, strict=True)]
         *dense, losses = sums
         found = {"sparse": iter(slices), "dense": iter(dense)}
         gradients = [next(found[kind]) for kind in self._kinds if kind != "none"]
-        *gradients, losses = (_all_reduce if self.merge is weighted_mean else self._by_rule)([*gradients, losses])
+        *gradients, losses = (all_reduce if self.merge is weighted_mean else self._by_rule)([*gradients, losses])
         if is_first:
             for variable, value in zip(self._moving, state, strict=True):
                 variable.assign(value)
@@ -124,7 +125,7 @@ class GradientOracle:
 
     def _by_rule(self, tensors: list[Any]) -> list[Any]:
         """Gradients merged by the rule; the losses, which come last, by their weights."""
-        rows = _gather([tf.convert_to_tensor(tensor) for tensor in [*tensors, self._denominator]])
+        rows = gather([tf.convert_to_tensor(tensor) for tensor in [*tensors, self._denominator]])
         if rows[-1].shape[0] > 1:
             weights = rows[-1]
             weights = tf.where(tf.reduce_any(weights > 0), weights, tf.ones_like(weights))
@@ -149,7 +150,7 @@ class GradientOracle:
         """
         if self.merge is weighted_mean:
             return self._denominator
-        return _all_reduce([self._denominator])[0]
+        return all_reduce([self._denominator])[0]
 
     @property
     def _denominator(self) -> Any:
@@ -175,7 +176,7 @@ class GradientOracle:
         if not (model.built and getattr(compiled, "built", True)):  # traced, to build them; nothing is computed
             call = compiled or (lambda y, outputs, sample_weight: outputs)
             tf.function(lambda: call(y, model(x, training=False), sample_weight)).get_concrete_function()
-        self._shares = loss_shares(compiled, is_whole=self.micro_batches * _replicas(model) == 1)
+        self._shares = loss_shares(compiled, is_whole=self.micro_batches * replicas_of(model) == 1)
 
         def look() -> list[Any]:
             with keras.StatelessScope(collect_losses=True) as scope:
@@ -221,12 +222,12 @@ class GradientOracle:
                 losses = self._losses(x, y, outputs, sample_weight, share)
             scaled_loss = model.optimizer.scale_loss(losses[0])
         unscale = 1 / model.optimizer.scale_loss(1.0)
-        gradients = [_wide(scaled(gradient, unscale)) for gradient in tape.gradient(scaled_loss, values)]
+        gradients = [widened(scaled(gradient, unscale)) for gradient in tape.gradient(scaled_loss, values)]
         if is_first:
             model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
-        self._kinds = [_kind(gradient) for gradient in gradients]
-        dense = [gradient for gradient in gradients if _kind(gradient) == "dense"]
-        sparse = [gradient for gradient in gradients if _kind(gradient) == "sparse"]
+        self._kinds = [kind_of(gradient) for gradient in gradients]
+        dense = [gradient for gradient in gradients if kind_of(gradient) == "dense"]
+        sparse = [gradient for gradient in gradients if kind_of(gradient) == "sparse"]
         rows = [piece for gradient in sparse for piece in (gradient.indices, gradient.values)]
         return [*dense, tf.stack(losses)], rows, [scope.get_current_value(variable) for variable in self._moving]
 
@@ -289,7 +290,7 @@ class GradientOracle:
 
 
 def check_question(model: Any, micro_batches: Any, weight_fn: Any, merge: Any) -> None:
-    """Raises the error that says what is wrong with the arguments of a :class:`~companion.oracle.GradientOracle`.
+    """Raises the error that says what is wrong with the arguments of a :class:`~companion.GradientOracle`.
 
     Args:
         model: what should be a compiled ``keras.Model``.
@@ -324,52 +325,16 @@ def check_question(model: Any, micro_batches: Any, weight_fn: Any, merge: Any) -
             f"model={model.name!r}, optimizer={getattr(model, 'optimizer', None)!r}"
         )
     has_own_loss = type(model).compute_loss is not keras.Model.compute_loss
-    if has_own_loss and weight_fn is None and micro_batches * _replicas(model) > 1:
+    if has_own_loss and weight_fn is None and micro_batches * replicas_of(model) > 1:
         raise ValueError(
             f"`model` has a `compute_loss` of its own, {type(model).__name__}.compute_loss, which does not say what it "
             "divides by: pass `weight_fn`, a function of (x, y, sample_weight) that returns it for a part."
         )
-    if _replicas(model) > 1 and weight_fn is not None:
+    if replicas_of(model) > 1 and weight_fn is not None:
         raise ValueError(
             "`weight_fn` works on one replica only: Keras divides some losses by the number of replicas and leaves "
-            f"others as they are. Received: weight_fn={weight_fn!r} on {_replicas(model)} replicas"
+            f"others as they are. Received: weight_fn={weight_fn!r} on {replicas_of(model)} replicas"
         )
-
-
-def scaled(gradient: Any, factor: Any) -> Any:
-    """Multiplies a gradient by a number.
-
-    Args:
-        gradient: a tensor, a ``tf.IndexedSlices``, or ``None``, which stays ``None``.
-        factor: a number or a scalar tensor.
-
-    Returns:
-        A gradient of the same kind and dtype.
-    """
-    if gradient is None or (isinstance(factor, float) and factor == 1.0):
-        return gradient
-    return _with_values(gradient, lambda values: values * tf.cast(factor, values.dtype))
-
-
-def _with_values(gradient: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(function(gradient.values), gradient.indices, gradient.dense_shape)
-    return function(gradient)
-
-
-def _wide(gradient: Any) -> Any:
-    """At least float32, so that the sum over parts keeps what half precision would lose."""
-    if gradient is None or gradient.dtype not in (tf.float16, tf.bfloat16):
-        return gradient
-    return _with_values(gradient, lambda values: tf.cast(values, tf.float32))
-
-
-def _replicas(model: Any) -> int:
-    return model.distribute_strategy.num_replicas_in_sync
-
-
-def _kind(gradient: Any) -> str:
-    return "none" if gradient is None else "sparse" if isinstance(gradient, tf.IndexedSlices) else "dense"
 
 
 def _examples(x: Any) -> Any:
@@ -402,24 +367,3 @@ def _only(function: Callable[[], list[Any]]) -> list[Any]:
         return function()
     traced = tf.compat.v1.wrap_function(function, [])
     return traced.prune([], traced.outputs)() if traced.outputs else []
-
-
-def _gather(tensors: list[Any]) -> list[Any]:
-    """A row from each replica, on every replica."""
-    context = tf.distribute.get_replica_context()
-    count = 1 if context is None else context.num_replicas_in_sync
-    is_mine = tf.range(count) == (0 if context is None else context.replica_id_in_sync_group)
-    rows = [tf.reshape(is_mine, [-1, *[1] * len(tensor.shape)]) for tensor in tensors]
-    return _all_reduce([tf.where(row, tensor[None], 0) for row, tensor in zip(rows, tensors, strict=True)])
-
-
-def _all_reduce(tensors: list[Any]) -> list[Any]:
-    """The sums over replicas, on every replica; the tensors themselves where there is one replica."""
-    context = tf.distribute.get_replica_context()
-    if not tensors or context is None or context.num_replicas_in_sync == 1:
-        return tensors
-    merged: dict[int, Any] = {}
-    for dtype in sorted({tensor.dtype.name for tensor in tensors}):  # tensors that travel together are of one dtype
-        alike = {index: tensor for index, tensor in enumerate(tensors) if tensor.dtype.name == dtype}
-        merged |= zip(alike, context.all_reduce(tf.distribute.ReduceOp.SUM, list(alike.values())), strict=True)
-    return [merged[index] for index in range(len(tensors))]

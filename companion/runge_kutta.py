@@ -15,7 +15,8 @@ from keras import ops
 
 from companion import gradient_flow
 from companion.gradient_flow import ButcherTableau
-from companion.injection import InjectedOptimizer, moved
+from companion.gradients import moved
+from companion.injection import InjectedOptimizer
 
 _SAFETY, _SLOWEST, _FASTEST = 0.9, 0.2, 5.0  # Hairer, Nørsett and Wanner, II.4
 _FLOOR = 1e-6  # of the first step
@@ -43,7 +44,7 @@ class RungeKutta(InjectedOptimizer):
     shorter. At a millionth of the first step size it stays, and every finite step is accepted. The estimate is
     of the rule alone: it sees neither clipping nor constraints. Under ``mixed_float16`` an overflow is a rejected step.
 
-    Needs :func:`~companion.injection.inject`: see :class:`~companion.injection.InjectedOptimizer`.
+    Needs :func:`~companion.inject`: see :class:`~companion.InjectedOptimizer`.
 
     Args:
         learning_rate: :math:`h`, the step size; with ``rtol`` that of the first step, a number, and as an attribute the
@@ -167,7 +168,7 @@ class Heun(_OneMethod):
        k_1 = \nabla L(\theta) \qquad k_2 = \nabla L(\theta - h k_1) \qquad
        \theta \leftarrow \theta - \frac{h}{2} (k_1 + k_2)
 
-    Two gradients a step, order 2. Needs :func:`~companion.injection.inject`.
+    Two gradients a step, order 2. Needs :func:`~companion.inject`.
 
     Args:
         learning_rate: :math:`h`, see :class:`RungeKutta`. Defaults to 0.01.
@@ -206,7 +207,7 @@ class RK23(_OneMethod):
 
        \theta \leftarrow \theta - h \Bigl(\frac29 k_1 + \frac13 k_2 + \frac49 k_3\Bigr)
 
-    Four gradients a step; three with ``rtol=None``. Needs :func:`~companion.injection.inject`.
+    Four gradients a step; three with ``rtol=None``. Needs :func:`~companion.inject`.
 
     Args:
         learning_rate: the size of the first step, see :class:`RungeKutta`. Defaults to 0.01.
@@ -243,7 +244,7 @@ class RK45(_OneMethod):
        \theta \leftarrow \theta - h \Bigl(\frac{35}{384} k_1 + \frac{500}{1113} k_3 + \frac{125}{192} k_4
        - \frac{2187}{6784} k_5 + \frac{11}{84} k_6\Bigr)
 
-    Seven gradients a step; six with ``rtol=None``. Needs :func:`~companion.injection.inject`.
+    Seven gradients a step; six with ``rtol=None``. Needs :func:`~companion.inject`.
 
     Args:
         learning_rate: the size of the first step, see :class:`RungeKutta`. Defaults to 0.01.
@@ -278,7 +279,7 @@ class RungeKuttaChebyshev(InjectedOptimizer):
        \theta \leftarrow \theta - h d_s
 
     It is stable up to :math:`h\lambda \approx (2 - \frac43\varepsilon)\, s^2` for :math:`s` gradients a step, where
-    gradient descent reaches :math:`2s` in as many. Needs :func:`~companion.injection.inject`.
+    gradient descent reaches :math:`2s` in as many. Needs :func:`~companion.inject`.
 
     Args:
         learning_rate: :math:`h`, see :class:`RungeKutta`. Defaults to 0.01.

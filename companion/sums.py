@@ -105,25 +105,6 @@ class GradientSums:
         return tf.where(touched[self._first_rows[index] : self._first_rows[index + 1]] > 0)[:, 0]
 
 
-def all_finite(tensors: list[Any]) -> Any:
-    """Whether every number is finite.
-
-    Args:
-        tensors: dense or sparse gradients, or their numbers.
-
-    Returns:
-        A boolean scalar tensor. A sum is the cheapest test: an infinity or NaN never disappears from it.
-    """
-    sums = []
-    for values in tensors:
-        values = values.values if isinstance(values, tf.IndexedSlices) else values
-        if (values.shape.rank or 0) > 1 and values.shape[-1]:  # a product with ones is the fastest sum of a matrix
-            values = tf.reshape(values, [-1, values.shape[-1]]) @ tf.ones([values.shape[-1], 1], values.dtype)
-        sums.append(tf.reduce_sum(values))
-    widest = keras.backend.result_type(*(total.dtype.name for total in sums))
-    return tf.math.is_finite(tf.add_n([tf.cast(total, widest) for total in sums]))
-
-
 def _local_variable(name: str, shape: Any, *dtypes: Any) -> keras.Variable:
     """Zeros that each replica changes for itself and that are saved as their sum, in a dtype for sums."""
     wide = "float64" in [keras.backend.standardize_dtype(dtype) for dtype in dtypes]

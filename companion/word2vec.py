@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from companion.gradients import coalesce
 from companion.optimizers import SGD, Momentum
-from companion.sparse import coalesce
 from companion.word_pairs import read_windows
 from companion.word_pairs import skip_gram_pairs as skip_gram_pairs
 from companion.word_pairs import vocabulary as vocabulary

@@ -47,7 +47,7 @@ def skip_gram_pairs(
     power: float = 0.75,
     seed: int = 0,
 ) -> tf.data.Dataset:
-    r"""Makes the pairs that a :class:`~companion.word2vec.SkipGram` is trained on, anew in each pass.
+    r"""Makes the pairs that a :class:`~companion.SkipGram` is trained on, anew in each pass.
 
     Words that are not in the vocabulary are left out first, then frequent ones at random: one that makes up the share
     :math:`f` of the text is kept with probability :math:`\sqrt{t/f} + t/f`. Around each word a window of random size

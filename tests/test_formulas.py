@@ -128,7 +128,8 @@ def test_formula_equals_code(name: str) -> None:
 
 def test_every_formula_of_every_optimizer_is_run() -> None:
     found = inspect.getmembers(companion.optimizers, inspect.isclass)
-    optimizers = {name for name, member in found if member.__module__ == "companion.optimizers"}
+    optimizers = {name for name, member in found if member.__module__ == "companion.optimizers" and name[0] != "_"}
+    optimizers -= {"AdamsBashforth2", "OptimisticSGD"}  # tests/test_multistep.py runs theirs: they name two gradients
     displayed = {(name, index) for name in optimizers for index in range(len(blocks(getattr(companion, name))))}
     assert displayed == {(rule.optimizer, rule.block) for rule in RULES.values()}
     assert {name for name, _ in displayed} == optimizers

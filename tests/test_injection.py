@@ -22,7 +22,7 @@ from companion.accumulation import GradientAccumulation
 from companion.injection import eject, inject
 from companion.launch import launch
 from companion.oracle import GradientOracle
-from companion.sparse import CoalesceGradients
+from companion.wrapping import CoalesceGradients
 from tests.processes import on_devices
 
 L, K, P = keras.layers, keras.losses, keras.optimizers

@@ -1,4 +1,4 @@
-"""Holds `companion.multistep` against recurrences in NumPy and characteristic roots."""
+"""Holds the two-step rules of `companion.optimizers` against recurrences in NumPy and characteristic roots."""
 
 from collections.abc import Callable
 from typing import Any

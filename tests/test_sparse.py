@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import companion.optimizers
-from companion.sparse import CoalesceGradients, coalesce
+from companion.gradients import coalesce
+from companion.wrapping import CoalesceGradients
 from tests.processes import on_devices
 
 ROWS = 5
@@ -467,8 +468,8 @@ def test_what_is_not_indexed_slices_passes_through(value: Any) -> None:
 REPLICAS = """
 import numpy as np
 import keras
-import companion.sparse
-from companion.sparse import CoalesceGradients
+import companion.wrapping
+from companion.wrapping import CoalesceGradients
 from tests.test_sparse import model_of
 
 X, Y = np.array([[1], [1], [2], [1], [2], [0]]), np.arange(6.0)[:, None]
@@ -486,9 +487,9 @@ def compare(optimizer, **arguments):
         pairs = zip(trained("sparse", make, **arguments), dense)
         return max(float(np.max(np.abs(a - b))) for a, b in pairs)
     result = {"ours": off(lambda: CoalesceGradients(optimizer())), "Keras": off(optimizer)}
-    after, companion.sparse._coalesce_first = companion.sparse._coalesce_first, lambda update_step: update_step
+    after, companion.wrapping._coalesce_first = companion.wrapping._coalesce_first, lambda update_step: update_step
     result["only before the merge"] = off(lambda: CoalesceGradients(optimizer()))
-    companion.sparse._coalesce_first = after
+    companion.wrapping._coalesce_first = after
     return result
 
 results = {

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from companion.sums import GradientSums, all_finite
+from companion.gradients import all_finite
+from companion.sums import GradientSums
 
 SHAPES = ((6, 2), (3,), ())
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from companion.sparse import CoalesceGradients
+from companion.wrapping import CoalesceGradients
 
 ROWS, WIDTH, BATCH = 500_000, 64, 256
 

@@ -1,0 +1,69 @@
+"""What replicas do together. On one replica nothing happens here."""
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def replicas_of(model: Any) -> int:
+    """How many replicas a model trains on.
+
+    Args:
+        model: a ``keras.Model``.
+    """
+    return model.distribute_strategy.num_replicas_in_sync
+
+
+def gather(tensors: list[Any]) -> list[Any]:
+    """A row from each replica, on every replica.
+
+    Args:
+        tensors: each replica's own.
+    """
+    context = tf.distribute.get_replica_context()
+    count = 1 if context is None else context.num_replicas_in_sync
+    is_mine = tf.range(count) == (0 if context is None else context.replica_id_in_sync_group)
+    rows = [tf.reshape(is_mine, [-1, *[1] * len(tensor.shape)]) for tensor in tensors]
+    return all_reduce([tf.where(row, tensor[None], 0) for row, tensor in zip(rows, tensors, strict=True)])
+
+
+def all_reduce(tensors: list[Any]) -> list[Any]:
+    """The sums over replicas, on every replica; the tensors themselves where there is one replica.
+
+    Args:
+        tensors: each replica's own.
+    """
+    context = tf.distribute.get_replica_context()
+    if not tensors or context is None or context.num_replicas_in_sync == 1:
+        return tensors
+    merged: dict[int, Any] = {}
+    for dtype in sorted({tensor.dtype.name for tensor in tensors}):  # tensors that travel together are of one dtype
+        alike = {index: tensor for index, tensor in enumerate(tensors) if tensor.dtype.name == dtype}
+        merged |= zip(alike, context.all_reduce(tf.distribute.ReduceOp.SUM, list(alike.values())), strict=True)
+    return [merged[index] for index in range(len(tensors))]
+
+
+def brought_by_one(gradients: list[Any]) -> list[Any]:
+    """Keeps merged gradients on one replica and puts zeros on the others.
+
+    Keras's ``apply`` clips on each replica and sums over replicas afterwards. A clipped zero is zero, and the sum is
+    the clipped gradient to the last bit.
+
+    Args:
+        gradients: the same on every replica; sparse ones without repeated rows.
+
+    Returns:
+        The gradients, or zeros, or sparse gradients without rows.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return gradients
+    rows = tf.cast(context.replica_id_in_sync_group == 0, "int32")
+
+    def here(gradient: Any) -> Any:
+        if not isinstance(gradient, tf.IndexedSlices):
+            return None if gradient is None else tf.where(rows == 1, gradient, 0)
+        end = rows * tf.size(gradient.indices)
+        return tf.IndexedSlices(gradient.values[:end], gradient.indices[:end], gradient.dense_shape)
+
+    return [here(gradient) for gradient in gradients]
