@@ -1,5 +1,8 @@
-"""What every test run shares: the kernels' environment, and the figures of a notebook compared when nbval runs it."""
+"""What every test run shares: its options, the kernels' environment, and the comparison of figures when nbval runs."""
 
+import os
+import shutil
+import tempfile
 from typing import Any
 
 import pytest
@@ -7,27 +10,65 @@ import pytest
 from tools.kernel import prepare_environment
 
 collect_ignore = ["tests/local_sgd_worker.py"]  # a script: it looks for its team as soon as it is imported
+pytest.register_assert_rewrite("tests.kit")
+EXAMPLES, EXAMPLES_IF_SLOW = 10, 1000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declares ``--slow``."""
+    parser.addoption("--slow", action="store_true", help="run the whole matrices too, and a thousand random examples")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepares the environment, and lets nbval compare the data of figures, which it would skip as metadata."""
+    """Prepares the environment, what the processes of this run share, the random examples, and nbval."""
     prepare_environment()
+    if "COMPANION_TESTS_SHARE" not in os.environ:
+        os.environ["COMPANION_TESTS_SHARE"] = shared = tempfile.mkdtemp(prefix="companion-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))
     config.addinivalue_line("markers", "claim(sentence, chapter): the sentence of the book that this test holds")
+    config.addinivalue_line("markers", "slow: one of a whole matrix, for --slow; another case stands for it")
+    _take_the_same_examples(EXAMPLES_IF_SLOW if config.getoption("slow") else EXAMPLES)
     if config.getoption("nbval", default=False):
-        from nbval.plugin import IPyNbCell
+        _compare_figures()
 
-        compare_texts = IPyNbCell.compare_outputs
 
-        def compare_outputs(self: Any, test: Any, ref: Any, skip_compare: Any = None) -> bool:
-            if not compare_texts(self, test, ref, skip_compare):
-                return False
-            from companion import figures  # here: a notebook's setup cell may only now have installed it
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is marked slow, unless ``--slow`` asks for it."""
+    slow = [] if config.getoption("slow") else [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
 
-            found, expected = ([out.get("metadata", {}).get("figure") for out in outs] for outs in (test, ref))
-            self.comparison_traceback += figures.differences(found, expected)
-            return not self.comparison_traceback
 
-        IPyNbCell.compare_outputs = compare_outputs
+def _take_the_same_examples(count: int) -> None:
+    """One profile for all property tests; the Colab run, which has none, has no hypothesis either."""
+    try:
+        from hypothesis import HealthCheck, settings
+    except ImportError:
+        return
+    quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.differing_executors]
+    settings.register_profile(
+        "ours", max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=quiet
+    )
+    settings.load_profile("ours")
+
+
+def _compare_figures() -> None:
+    """Lets nbval compare the data of figures, which it would skip as metadata."""
+    from nbval.plugin import IPyNbCell
+
+    compare_texts = IPyNbCell.compare_outputs
+
+    def compare_outputs(self: Any, test: Any, ref: Any, skip_compare: Any = None) -> bool:
+        if not compare_texts(self, test, ref, skip_compare):
+            return False
+        from companion import figures  # here: a notebook's setup cell may only now have installed it
+
+        found, expected = ([out.get("metadata", {}).get("figure") for out in outs] for outs in (test, ref))
+        self.comparison_traceback += figures.differences(found, expected)
+        return not self.comparison_traceback
+
+    IPyNbCell.compare_outputs = compare_outputs
 
 
 @pytest.fixture(autouse=True)

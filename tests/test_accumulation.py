@@ -13,35 +13,26 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import companion
 from companion import legacy
 from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
-from tests import known_wrong_accumulation as wrong
-from tests.book.reading import ROOT
-from tests.processes import on_devices
+from tests.kit import ROOT
+from tests.kit import known_wrong_accumulation as wrong
+from tests.kit.numbers import distance, identical
+from tests.kit.processes import on_devices
 
 SCHEDULE = keras.optimizers.schedules.ExponentialDecay(0.05, 1, 0.8)
-
-
-@pytest.fixture(autouse=True)
-def global_settings() -> Iterator[None]:
-    """Computes in float64, and puts back what a test may change for the whole process."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(policy)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 # Who is tested: a function of the wrapped optimizer's factory, the window's length and our options
@@ -138,16 +129,6 @@ def inner(optimizer: Any) -> Any:
 
 def numbers(*groups: Any) -> list[np.ndarray]:
     return [variable.numpy().astype("float64") for group in groups for variable in group]
-
-
-def distance(left: list[np.ndarray], right: list[np.ndarray]) -> float:
-    assert [array.shape for array in left] == [array.shape for array in right]
-    assert all(np.isfinite(array).all() for array in left + right)
-    return max(float(np.max(np.abs(a - b), initial=0)) for a, b in zip(left, right, strict=True))
-
-
-def identical(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 # Equal to the large batch
@@ -603,19 +584,16 @@ splits = st.lists(st.integers(1, 47), max_size=5, unique=True).map(
 )
 
 
-@settings(max_examples=15, deadline=None)
 @given(splits)
 def test_any_split_gives_the_same_weights(sizes: list[int]) -> None:
     assert distance(weighted_run([48]), weighted_run(sizes)) <= 1e-12
 
 
-@settings(max_examples=10, deadline=None)
 @given(st.permutations(range(4)))
 def test_order_does_not_matter(order: list[int]) -> None:
     assert distance(weighted_run([48]), weighted_run([5, 20, 1, 22], order)) <= 1e-12
 
 
-@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 4), st.sampled_from(["skip_micro_batch", "skip_window", "raise"]))
 def test_a_micro_batch_of_weight_0_adds_nothing(place: int, on_nonfinite: str) -> None:
     """Its gradient is 0 / 0, NaN: it is neither counted as such nor added."""
@@ -948,7 +926,6 @@ def test_a_sparse_gradient_is_checked_too() -> None:
 # The end of an epoch
 
 
-@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 6), st.booleans())
 def test_flush_is_one_short_batch_and_idempotent(left: int, compiled: bool) -> None:
     optimizer, variables = GradientAccumulation(ADAM(), 7), network()

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.book.reading import ROOT
+from tests.kit import ROOT
 from tools.adopt import address, adopt
 
 

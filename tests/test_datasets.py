@@ -14,7 +14,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from companion import datasets
-from tests.processes import output_of
+from tests.kit.processes import output_of
 
 
 def test_shapes_and_ranges() -> None:

@@ -8,7 +8,6 @@ import inspect
 import json
 import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -51,12 +50,7 @@ RULES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx(before)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def blocks(optimizer: type) -> list[str]:

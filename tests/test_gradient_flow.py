@@ -27,7 +27,7 @@ from companion.gradient_flow import (
     stability_polynomial,
     tableau,
 )
-from tests.processes import output_of
+from tests.kit.processes import output_of
 
 ORDERS = {
     "euler": 1,

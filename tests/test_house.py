@@ -9,8 +9,8 @@ import tomllib
 import pytest
 
 import companion
-from tests.book.reading import ROOT
-from tests.processes import output_of
+from tests.kit import ROOT
+from tests.kit.processes import output_of
 
 PACKAGE = ROOT / "companion"
 # Rooms that others stand on import none of them but each other; and these ways are never taken, at any distance.
@@ -75,6 +75,15 @@ def test_no_file_imports_upwards() -> None:
 )
 def test_a_breach_would_be_found(sources: dict[str, str], breach: str) -> None:
     assert breach in " ".join(breaches(sources))
+
+
+def test_test_modules_import_no_other() -> None:
+    """What they share stands in tests/kit, tests/book/reading.py and the like."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if re.search(r"(^|\.)test_", name)], path
 
 
 def test_the_face_shows_the_public_names_and_nothing_else() -> None:

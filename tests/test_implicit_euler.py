@@ -9,22 +9,22 @@ import pytest
 
 from companion import ImplicitEuler, inject
 from companion.gradient_flow import observed_order, quadratic_flow
-from tests.test_runge_kutta import (
+from tests.kit.dtypes import set_dtype
+from tests.kit.integrators import (
     BATCHES,
     START,
     X,
     Y,
     arrays,
-    assert_close,
     fitted,
-    float64,  # noqa: F401 (a fixture for every test)
     go,
     gradient,
     loss,
     prepared,
-    set_dtype,
 )
+from tests.kit.numbers import assert_close
 
+pytestmark = pytest.mark.usefixtures("float64")
 A = np.array([[1.0, 0.5, 0.0], [0.5, 2.0, -0.5], [0.0, -0.5, 30.0]])
 """The Hessian of a valley."""
 

@@ -16,17 +16,15 @@ import tensorflow as tf
 
 import companion
 from companion import GradientOracle, Heun, InjectedOptimizer, RungeKutta, RungeKuttaChebyshev, eject, inject, injection
-from tests.processes import on_devices, output_of
-from tests.test_runge_kutta import (
+from tests.kit.dtypes import set_dtype
+from tests.kit.integrators import (
     BATCHES,
     START,
     FromArray,
     X,
     Y,
     arrays,
-    assert_close,
     fitted,
-    float64,  # noqa: F401 (a fixture for every test)
     go,
     gradient,
     heun,
@@ -35,9 +33,11 @@ from tests.test_runge_kutta import (
     prepared,
     rk4,
     sequential,
-    set_dtype,
 )
+from tests.kit.numbers import assert_close
+from tests.kit.processes import on_devices, output_of
 
+pytestmark = pytest.mark.usefixtures("float64")
 L, P = keras.layers, keras.optimizers
 WRONG = pytest.mark.xfail(strict=True, raises=AssertionError)
 

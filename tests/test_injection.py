@@ -23,20 +23,11 @@ from companion.injection import eject, inject
 from companion.launch import launch
 from companion.oracle import GradientOracle
 from companion.wrapping import CoalesceGradients
-from tests.processes import on_devices
+from tests.kit import cases as kit
+from tests.kit.processes import on_devices
 
 L, K, P = keras.layers, keras.losses, keras.optimizers
-
-
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    """Computes in float64, and puts back what a test may change for the whole process."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(policy)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 # Twelve updates, on batches of 14, 14 and 12
@@ -181,11 +172,7 @@ def mean_by_examples(build: Any, count: int, **options: Any) -> tuple[Any, Any]:
     return train(build, parts(count, weight_fn=lambda x, y, w: tf.shape(x)[0]), **options)
 
 
-def who(*right: Callable[..., Any], wrong: tuple[Callable[..., Any], ...] = ()) -> Any:
-    """Runs a test with every one; those that are wrong must fail it."""
-    mark = pytest.mark.xfail(strict=True, raises=AssertionError)
-    failing = [pytest.param(one, id=one.__name__, marks=mark) for one in wrong]
-    return pytest.mark.parametrize("how", [*(pytest.param(one, id=one.__name__) for one in right), *failing])
+who = functools.partial(kit.who, "how")
 
 
 def coalesced() -> Any:

@@ -7,12 +7,12 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import companion
 from companion import legacy
-from tests.processes import output_of
+from tests.kit.processes import output_of
 
 
 def network(seed: int = 0) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -99,7 +99,6 @@ def test_runs_do_not_differ() -> None:
     assert len({tuple(round(step.loss, 12) for step in run) for run in runs}) == 1
 
 
-@settings(max_examples=15, deadline=None)
 @given(h=st.floats(0, 1.5), curvature=st.floats(0.1, 2), start=st.floats(-10, 10))
 def test_quadratic_has_its_closed_form(h: float, curvature: float, start: float) -> None:
     found = legacy.run_plan(
@@ -259,7 +258,6 @@ def numpy_soft_batch(gradients, steps, h, momentum=0.0, initial=0.0):
     return rows
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     gradients=st.lists(st.floats(-100, 100), min_size=1, max_size=8),
     steps=st.integers(1, 5),

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -19,7 +19,7 @@ from companion.accumulation import GradientAccumulation
 from companion.injection import InjectedModel, inject
 from companion.oracle import GradientOracle
 from companion.runge_kutta import Heun
-from tests.processes import on_devices
+from tests.kit.processes import on_devices
 
 L, P = keras.layers, keras.optimizers
 
@@ -48,14 +48,12 @@ def merged(name: str, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 @rule_by_name
-@settings(deadline=None)
 @given(case=ROWS)
 def test_rule_is_that_of_numpy(name: str, case: tuple[np.ndarray, np.ndarray]) -> None:
     np.testing.assert_allclose(merged(name, *case), REFERENCES[name](*case), rtol=0, atol=1e-13)
 
 
 @rule_by_name
-@settings(deadline=None)
 @given(case=ROWS, data=st.data())
 def test_the_order_of_devices_does_not_matter(name: str, case: tuple[np.ndarray, np.ndarray], data: Any) -> None:
     order = data.draw(st.permutations(range(len(case[1]))))
@@ -64,7 +62,6 @@ def test_the_order_of_devices_does_not_matter(name: str, case: tuple[np.ndarray,
 
 
 @pytest.mark.parametrize("name", ["weighted_mean", "mean", "median"])
-@settings(deadline=None)
 @given(row=hnp.arrays("float64", 3, elements=st.floats(-5, 5)), weights=ROWS.map(lambda case: case[1]))
 def test_devices_that_agree_are_heard(name: str, row: np.ndarray, weights: np.ndarray) -> None:
     np.testing.assert_allclose(merged(name, np.tile(row, (len(weights), 1)), weights), row, rtol=1e-12, atol=1e-300)

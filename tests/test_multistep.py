@@ -9,20 +9,20 @@ import pytest
 
 from companion import AdamsBashforth2, OptimisticSGD
 from companion.gradient_flow import observed_order, quadratic_flow
-from tests.test_runge_kutta import (
+from tests.kit.dtypes import set_dtype
+from tests.kit.integrators import (
     BATCHES,
     START,
     X,
     Y,
     arrays,
-    assert_close,
-    float64,  # noqa: F401 (a fixture for every test)
     go,
     gradient,
     sequential,
-    set_dtype,
 )
+from tests.kit.numbers import assert_close
 
+pytestmark = pytest.mark.usefixtures("float64")
 METHODS: dict[Any, tuple[float, float]] = {AdamsBashforth2: (3 / 2, -1 / 2), OptimisticSGD: (2, -1)}
 
 

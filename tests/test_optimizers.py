@@ -10,7 +10,7 @@ import json
 import math
 import pathlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -18,13 +18,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
 import companion
 from companion import datasets
-from tests.processes import on_devices, output_of
+from tests.kit.dtypes import set_dtype
+from tests.kit.numbers import distance, identical
+from tests.kit.processes import on_devices, output_of
 
 STEPS = 200
 BATCHES = 20
@@ -65,18 +67,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 TOLERANCE = {"float64": 1e-14, "float32": 1e-6}
 
 
-@pytest.fixture(autouse=True)
-def global_settings() -> Iterator[None]:
-    """Puts back what a test may change for the whole process."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    yield
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(policy)
-
-
-def use_dtype(dtype: str) -> None:
-    keras.config.set_floatx(dtype)
-    keras.config.set_dtype_policy(dtype)
+pytestmark = pytest.mark.usefixtures("dtype_put_back")
 
 
 @cache
@@ -126,19 +117,9 @@ def state(model: keras.Model, optimizer: Any) -> list[np.ndarray]:
     return [value if value.dtype != "bfloat16" else value.astype("float32") for value in values]
 
 
-def distance(left: list[np.ndarray], right: list[np.ndarray]) -> float:
-    assert [array.shape for array in left] == [array.shape for array in right]
-    assert all(np.isfinite(array).all() for array in left + right)
-    return max(float(np.max(np.abs(a - b), initial=0)) for a, b in zip(left, right, strict=True))
-
-
-def identical(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
-    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(left, right, strict=True))
-
-
 def trained(make: Callable[..., Any], learning_rate: float, option: str, dtype: str) -> list[np.ndarray]:
     """Trains for 200 steps with one of the options and returns weights and optimizer variables."""
-    use_dtype(dtype)
+    set_dtype(dtype)
     decaying = keras.optimizers.schedules.ExponentialDecay(learning_rate, 50, 0.5)
     rate = decaying if option == "schedule" else learning_rate
     model, optimizer = mlp(constrained=option == "constraint"), make(rate, **OPTIONS[option])
@@ -176,7 +157,7 @@ def test_every_option_of_the_comparison_changes_the_run(rule: str, option: str) 
 
 @every_rule
 def test_the_compared_runs_learn(rule: str) -> None:
-    use_dtype("float32")
+    set_dtype("float32")
     model = mlp()
     model.set_weights(builtin_trained(rule, "nothing", "float32")[:4])
     data = datasets.digits()
@@ -393,7 +374,7 @@ def test_mixed_precision_fit(rule: str) -> None:
 
 @every_rule
 def test_half_precision_variables(rule: str) -> None:
-    use_dtype("bfloat16")
+    set_dtype("bfloat16")
     ours = assert_fits_equal(rule, 0, {"beta_2": 0.9375} if rule == "Adam" else None, jit_compile=False)
     assert {variable.dtype for variable in ours.trainable_variables} == {"bfloat16"}
 
@@ -494,7 +475,7 @@ def test_excluded_from_weight_decay(rule: str) -> None:
 @every_rule
 def test_accumulates_gradients(rule: str) -> None:
     """Four quarters of a batch, accumulated, are the batch."""
-    use_dtype("float64")
+    set_dtype("float64")
     x, y = batches("float64")[0]
     quarters = list(zip(tf.split(x, 4), tf.split(y, 4), strict=True))
     whole, pieces = mlp(), mlp()
@@ -564,14 +545,14 @@ def descent(optimizer: Any, steps: int) -> np.ndarray:
 
 
 def test_sgd_is_robbins_and_monro() -> None:
-    use_dtype("float64")
+    set_dtype("float64")
     expected = START * (1 - RATE * CURVATURES) ** np.arange(31)[:, None]
     np.testing.assert_allclose(descent(companion.SGD(RATE), 30), expected, rtol=0, atol=1e-13)
 
 
 def test_momentum_is_polyaks_heavy_ball() -> None:
     """Polyak writes the rule without a velocity: with the last two points."""
-    use_dtype("float64")
+    set_dtype("float64")
     path = [START, START - RATE * CURVATURES * START]
     for _ in range(29):
         path.append(path[-1] - RATE * CURVATURES * path[-1] + BETA * (path[-1] - path[-2]))
@@ -580,7 +561,7 @@ def test_momentum_is_polyaks_heavy_ball() -> None:
 
 def test_nesterov_is_that_of_sutskever_and_others() -> None:
     """They take the gradient at the point looked ahead to; Keras keeps that point as the weights."""
-    use_dtype("float64")
+    set_dtype("float64")
     position, velocity, path = START, np.zeros(3), []
     for _ in range(31):
         ahead = position + BETA * velocity
@@ -593,7 +574,7 @@ def test_nesterov_is_that_of_sutskever_and_others() -> None:
 
 def test_adam_is_that_of_kingma_and_ba() -> None:
     """Algorithm 1, with its epsilon replaced as Section 2.1 says: the corrected root is added to a smaller one."""
-    use_dtype("float64")
+    set_dtype("float64")
     weight, first, second, path = START, np.zeros(3), np.zeros(3), [START]
     for t in range(1, 31):
         gradient = CURVATURES * weight
@@ -610,7 +591,6 @@ def test_adam_is_that_of_kingma_and_ba() -> None:
 # Properties
 
 
-property_test = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 finite = st.floats(-4, 4, width=32)
 vectors = st.lists(finite, min_size=1, max_size=4).map(lambda entries: np.array(entries, dtype="float64"))
 OURS = {name: PAIRS[name].ours for name in PAIRS}
@@ -623,17 +603,15 @@ def steps_of(optimizer: Any, start: np.ndarray, gradients: list[np.ndarray]) -> 
     return weight.numpy()
 
 
-@property_test
 @given(start=vectors, rate=st.floats(0, 1, width=32), curvature=st.floats(0, 2, width=32), steps=st.integers(0, 20))
 def test_sgd_shrinks_a_quadratic_geometrically(start: np.ndarray, rate: float, curvature: float, steps: int) -> None:
-    use_dtype("float64")
+    set_dtype("float64")
     weight, optimizer = keras.Variable(start, dtype="float64"), companion.SGD(rate)
     for _ in range(steps):
         optimizer.apply([curvature * weight.numpy()], [weight])
     np.testing.assert_allclose(weight.numpy(), start * (1 - rate * curvature) ** steps, rtol=0, atol=1e-13)
 
 
-@property_test
 @given(
     gradient=vectors,
     momentum=st.sampled_from([0.0, 0.5, 0.75, 0.875]),
@@ -642,17 +620,16 @@ def test_sgd_shrinks_a_quadratic_geometrically(start: np.ndarray, rate: float, c
 )
 def test_momentum_under_a_constant_gradient(gradient: np.ndarray, momentum: float, steps: int, nesterov: bool) -> None:
     """A geometric series: the speed grows towards the 1 / (1 - momentum) fold."""
-    use_dtype("float64")
+    set_dtype("float64")
     found = steps_of(companion.Momentum(0.5, momentum, nesterov), np.zeros_like(gradient), [gradient] * steps)
     powers = np.arange(1, steps + 1) + (1 if nesterov else 0)
     expected = -0.5 * gradient * np.sum((1 - momentum**powers) / (1 - momentum))
     np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
 
 
-@property_test
 @given(gradients=st.lists(finite.filter(lambda g: abs(g) > 1e-2), min_size=1, max_size=8), scale=st.floats(0.25, 1e4))
 def test_adam_ignores_the_scale_of_the_gradient(gradients: list[float], scale: float) -> None:
-    use_dtype("float64")
+    set_dtype("float64")
     found = [
         steps_of(companion.Adam(0.5, epsilon=1e-30), np.zeros(1), [np.array([factor * g]) for g in gradients])
         for factor in (1.0, scale)
@@ -660,28 +637,25 @@ def test_adam_ignores_the_scale_of_the_gradient(gradients: list[float], scale: f
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-9)
 
 
-@property_test
 @given(gradient=finite.filter(lambda g: abs(g) > 1e-3))
 def test_adam_first_step_is_one_learning_rate_long(gradient: float) -> None:
-    use_dtype("float64")
+    set_dtype("float64")
     found = steps_of(companion.Adam(0.5, BETA_1, BETA_2, 1e-12), np.zeros(1), [np.array([gradient])])
     np.testing.assert_allclose(found, -0.5 * np.sign(gradient), rtol=1e-7)
 
 
 @every_rule
-@property_test
 @given(start=vectors, steps=st.integers(1, 3))
 def test_a_zero_gradient_moves_nothing_at_rest(rule: str, start: np.ndarray, steps: int) -> None:
-    use_dtype("float64")
+    set_dtype("float64")
     np.testing.assert_array_equal(steps_of(OURS[rule](0.5), start, [np.zeros_like(start)] * steps), start)
 
 
 @every_rule
-@property_test
 @given(data=st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=5), seed=st.integers(0, 100))
 def test_variables_do_not_see_each_other(rule: str, data: list[tuple[float, float, float]], seed: int) -> None:
     """One variable or many, in any order, also in another one than at `build`: the same weights."""
-    use_dtype("float64")
+    set_dtype("float64")
     start, *gradients = (np.array(column) for column in zip(*data, strict=True))
     together = steps_of(OURS[rule](0.5), start, gradients)
     weights, optimizer = [keras.Variable(value, dtype="float64") for value in start], OURS[rule](0.5)

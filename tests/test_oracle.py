@@ -4,7 +4,7 @@ import functools
 import inspect
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -17,20 +17,11 @@ from hypothesis import strategies as st
 import companion
 from companion import denominators
 from companion.oracle import GradientOracle
+from tests.kit import cases as kit
 
 L, K = keras.layers, keras.losses
 REDUCTIONS = ["sum_over_batch_size", "sum", "mean", "mean_with_sample_weight"]
-
-
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    """Computes in float64, and puts back what a test may change for the whole process."""
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(policy)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 # Who is asked: ours, and mistakes that must fail the same tests
@@ -61,11 +52,7 @@ def mean_by_examples(model: Any, batch: Any, micro_batches: int) -> list[Any]:
     return [sum(share * g for share, g in zip(shares, each, strict=True)) for each in zip(*answers, strict=True)]
 
 
-def who(*right: Callable[..., Any], wrong: tuple[Callable[..., Any], ...] = ()) -> Any:
-    """Runs a test with every one; those that are wrong must fail it."""
-    mark = pytest.mark.xfail(strict=True, raises=AssertionError)
-    failing = [pytest.param(one, id=one.__name__, marks=mark) for one in wrong]
-    return pytest.mark.parametrize("ask", [*(pytest.param(one, id=one.__name__) for one in right), *failing])
+who = functools.partial(kit.who, "ask")
 
 
 def whole_batch(model: Any, x: Any, y: Any = None, sample_weight: Any = None) -> list[Any]:
@@ -207,7 +194,7 @@ def test_any_batch_in_any_number_of_parts(ask: Any) -> None:
         for reduction in REDUCTIONS
     }
 
-    @settings(max_examples=25, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    @settings(phases=[Phase.generate])
     @given(
         st.integers(1, 9), st.integers(1, 12), st.integers(0, 99), st.sampled_from(REDUCTIONS), st.booleans(), st.data()
     )

@@ -12,19 +12,21 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import companion.optimizers
 from companion.gradients import coalesce
 from companion.wrapping import CoalesceGradients
-from tests.processes import on_devices
+from tests.kit import numbers
+from tests.kit.processes import on_devices
 
 ROWS = 5
 REPEATED = ((1, 1, 2),) * 3  # the same batch in each of three steps
 CHANGING = ((1, 1, 2), (0, 2, 2), (1, 1, 1), (3, 0, 3))  # rows come and go
 
 K = keras.optimizers
+distance = functools.partial(numbers.distance, relative=True)
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "SGD": K.SGD,
     "SGD momentum": functools.partial(K.SGD, momentum=0.9),
@@ -113,13 +115,6 @@ def train(model: Any, batches: Any = REPEATED) -> Any:
 def state(model: Any) -> list[np.ndarray]:
     """The weights, the slots and the counter."""
     return [np.asarray(variable) for variable in (*model.trainable_variables, *model.optimizer.variables)]
-
-
-def distance(first: list[np.ndarray], second: list[np.ndarray]) -> float:
-    """The largest difference, relative to numbers above 1."""
-    assert [value.shape for value in first] == [value.shape for value in second]
-    pairs = zip(first, second, strict=True)
-    return max(float(np.max(np.abs(a - b) / np.maximum(1, np.abs(b)), initial=0)) for a, b in pairs)
 
 
 @functools.cache
@@ -404,7 +399,6 @@ def densified(gradient: tf.IndexedSlices) -> np.ndarray:
 
 
 @pytest.mark.parametrize("function", [coalesce, tf.function(coalesce, reduce_retracing=True), *WRONG])
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(gradient=slices(), data=st.data())
 def test_coalesce(function: Any, gradient: tf.IndexedSlices, data: Any) -> None:
     result = function(gradient)

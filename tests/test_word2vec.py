@@ -7,13 +7,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import companion
 from companion import word2vec
 from companion.word2vec import SkipGram
 from companion.word_pairs import read_windows, skip_gram_pairs, skip_gram_windows, vocabulary
+from tests.kit.cases import who
 
 ROUNDING = {"float32": 1e-6, "float64": 1e-12}
 
@@ -80,10 +81,6 @@ def mean_over_batch(model: SkipGram, centres: Any, candidates: Any) -> Any:
     return loss, [tf.convert_to_tensor(gradient) / len(centres) for gradient in gradients]
 
 
-def wrong(answer: Any) -> Any:
-    return pytest.param(answer, marks=pytest.mark.xfail(strict=True), id=answer.__name__)
-
-
 ANSWERS = [SkipGram.closed_form, SkipGram.autodiff]
 
 
@@ -101,10 +98,7 @@ def test_gradient_is_that_of_numpy(answer: Any, dtype: str, jit: bool) -> None:
         assert relative(dense(gradient), wanted) < ROUNDING[dtype]
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [SkipGram.closed_form, *map(wrong, (wrong_sign_of_negatives, last_occurrence_only, mean_over_batch))],
-)
+@who("answer", SkipGram.closed_form, wrong=(wrong_sign_of_negatives, last_occurrence_only, mean_over_batch))
 def test_known_mistakes_are_told_apart(answer: Any) -> None:
     model, (centres, candidates) = model_of(), batch_of(7, 40, 2)
     _, gradients = answer(model, tf.constant(centres), tf.constant(candidates))
@@ -113,7 +107,6 @@ def test_known_mistakes_are_told_apart(answer: Any) -> None:
         assert relative(dense(gradient), wanted) < 1e-12
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(2, 9),
     pairs=st.integers(1, 12),
@@ -313,9 +306,7 @@ def test_gradient_of_windows_is_that_of_their_pairs(answer: Any, dtype: str, jit
         assert relative(dense(gradient), wanted) < ROUNDING[dtype]
 
 
-@pytest.mark.parametrize(
-    "read", [read_windows, *map(wrong, (neighbour_as_noise, every_word_near_itself, noise_that_counts_one))]
-)
+@who("read", read_windows, wrong=(neighbour_as_noise, every_word_near_itself, noise_that_counts_one))
 def test_known_mistakes_with_windows_are_told_apart(read: Any) -> None:
     model, batch = model_of(), windows_of(7)
     _, gradients = model.closed_form(*read(*map(tf.constant, batch), 2, "float64"))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from companion import word2vec
@@ -21,7 +21,6 @@ def all_pairs(data: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))  # type: ignore[return-value]
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 12), min_size=2, max_size=6),
     window=st.integers(1, 4),
@@ -126,7 +125,6 @@ def reached(text: np.ndarray, left: np.ndarray, right: np.ndarray) -> list[tuple
     return found
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 12), min_size=2, max_size=6),
     window=st.integers(1, 4),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.book.reading import ROOT
+from tests.kit import ROOT
 
 
 @pytest.fixture(scope="session")

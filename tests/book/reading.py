@@ -1,13 +1,14 @@
 """Reads the committed notebooks for the tests: their prose, their cells, and the data under their figures."""
 
 import functools
-import pathlib
 from typing import Any
 
 import nbformat
 import numpy as np
+from book_pages import plain_text as plain_text
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.kit import ROOT
+
 CHAPTERS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.book.reading import ROOT
+from tests.kit import ROOT
 
 
 def test_build_has_no_warning(build: Any) -> None:

@@ -14,13 +14,9 @@ from keras.optimizers.schedules import InverseTimeDecay
 import companion
 from companion import datasets
 from tests.book.reading import figure_data, line
+from tests.kit.cases import wrong
 
 CHAPTER = "03"
-
-
-def wrong(cls: type, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(cls, marks=pytest.mark.xfail(strict=True, reason=why), id=cls.__name__)
 
 
 def walk(
@@ -188,7 +184,7 @@ def test_momentum_widens_the_stable_range(make: Callable[..., Any]) -> None:
 )
 @pytest.mark.parametrize(
     "make",
-    [companion.Momentum, keras.optimizers.SGD, wrong(NesterovWithSignError, "θ moves with the gradient")],
+    [companion.Momentum, keras.optimizers.SGD, wrong(NesterovWithSignError, why="θ moves with the gradient")],
 )
 def test_nesterov_narrows_the_stable_range(make: Callable[..., Any]) -> None:
     assert shrinks(make, 0.75, True, 2 * 1.75 / 2.5) == [True, False]
@@ -199,7 +195,7 @@ def test_nesterov_narrows_the_stable_range(make: Callable[..., Any]) -> None:
 )
 @pytest.mark.parametrize(
     "make",
-    [companion.Momentum, keras.optimizers.SGD, wrong(NesterovWithSignError, "θ moves with the gradient")],
+    [companion.Momentum, keras.optimizers.SGD, wrong(NesterovWithSignError, why="θ moves with the gradient")],
 )
 def test_nesterov_is_momentum_with_another_memory(make: Callable[..., Any]) -> None:
     h, beta, curvature = 0.125, 0.75, np.array([0.5, 4.0, 8.0, 11.0])  # the last h λ is above 1
@@ -308,7 +304,7 @@ def test_a_checkpoint_holds_variables_and_not_attributes(tmp_path: Any) -> None:
     chapter="03",
 )
 @pytest.mark.parametrize(
-    "make", [companion.Adam, keras.optimizers.Adam, wrong(AdamWithoutBiasCorrection, "a missing bias correction")]
+    "make", [companion.Adam, keras.optimizers.Adam, wrong(AdamWithoutBiasCorrection, why="a missing bias correction")]
 )
 def test_corrected_steps_have_the_length_h(make: Callable[..., Any]) -> None:
     gradient = np.array([1e8, 1e4, -1.0, 1e-2])
@@ -371,8 +367,8 @@ def numpy_path(rule: str, betas: tuple[float, float], h: float, curvature: np.nd
     [
         companion.Momentum,
         companion.Adam,
-        wrong(NesterovWithSignError, "a sign error in Nesterov's form"),
-        wrong(AdamWithoutBiasCorrection, "a missing bias correction"),
+        wrong(NesterovWithSignError, why="a sign error in Nesterov's form"),
+        wrong(AdamWithoutBiasCorrection, why="a missing bias correction"),
     ],
 )
 def test_representable_rates_agree_with_numpy(make: Any) -> None:
@@ -422,7 +418,7 @@ def test_inverse_time_decay_is_the_old_decay(make: Callable[..., Any]) -> None:
         companion.Momentum,
         companion.Adam,
         keras.optimizers.Adam,
-        wrong(AdamWithDecayThroughTheSlot, "decay coupled through the slot"),
+        wrong(AdamWithDecayThroughTheSlot, why="decay coupled through the slot"),
     ],
 )
 def test_weight_decay_shrinks_the_weights(make: Callable[..., Any]) -> None:
@@ -453,7 +449,7 @@ def test_l2_and_weight_decay_are_equal_for_sgd() -> None:
 )
 @pytest.mark.parametrize(
     "make",
-    [companion.Adam, keras.optimizers.Adam, wrong(AdamWithDecayThroughTheSlot, "decay coupled through the slot")],
+    [companion.Adam, keras.optimizers.Adam, wrong(AdamWithDecayThroughTheSlot, why="decay coupled through the slot")],
 )
 def test_adam_with_weight_decay_is_adamw(make: Callable[..., Any]) -> None:
     curvature = np.array([1.0, 25.0])

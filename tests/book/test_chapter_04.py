@@ -14,14 +14,11 @@ from scipy import stats
 
 import companion
 from companion.word_pairs import read_windows
-from tests.book.reading import ROOT, figure_data, line, notebook
+from tests.book.reading import figure_data, line, notebook
+from tests.kit import ROOT
+from tests.kit.cases import wrong
 
 CHAPTER = "04"
-
-
-def wrong(value: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(value, marks=pytest.mark.xfail(strict=True, reason=why))
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -163,7 +160,7 @@ def test_profile_says_what_the_text_makes_of_it() -> None:
 
 
 @pytest.mark.claim("In processor time, all threads added up, windows and gensim are level", chapter="04")
-@pytest.mark.parametrize("clock", ["processor_seconds", wrong("seconds", "`fit` uses both cores")])
+@pytest.mark.parametrize("clock", ["processor_seconds", wrong("seconds", why="`fit` uses both cores")])
 def test_windows_and_gensim_cost_the_same_work(clock: str) -> None:
     """No quarter of the turns decides: the middle half has 1 in it."""
     least, most = over_windows("gensim, one worker", clock)
@@ -197,7 +194,7 @@ def assigned(gradient: tf.IndexedSlices) -> np.ndarray:
 @pytest.mark.claim(
     "The gradient by hand equals that of automatic differentiation, repeated ids included.", chapter="04"
 )
-@pytest.mark.parametrize("to_dense", [tf.convert_to_tensor, wrong(assigned, "the last occurrence wins")])
+@pytest.mark.parametrize("to_dense", [tf.convert_to_tensor, wrong(assigned, why="the last occurrence wins")])
 def test_by_hand_equals_autodiff(to_dense: Callable[..., Any]) -> None:
     """The other side is a tape around a dense one-hot product: no lookup, no ids."""
     random = np.random.default_rng(0)
@@ -237,7 +234,7 @@ def all_rows() -> Any:
     "on the variable reads the rows of the batch.",
     chapter="04",
 )
-@pytest.mark.parametrize("gradient", [by_row, wrong(all_rows, "a table that is only written whole is lent out")])
+@pytest.mark.parametrize("gradient", [by_row, wrong(all_rows, why="a table that is only written whole is lent out")])
 def test_embedding_copies_its_whole_table(gradient: Callable[[], Any]) -> None:
     """The layer reads the table whole; and once an optimizer has moved rows, no two such reads share memory."""
     with tf.device("CPU"):
@@ -286,8 +283,8 @@ def adagrad(rate: float) -> keras.optimizers.Optimizer:
         keras.optimizers.Adam,
         keras.optimizers.RMSprop,
         adagrad,
-        wrong(keras.optimizers.SGD, "it adds"),
-        wrong(lambda rate: companion.CoalesceGradients(keras.optimizers.Adam(rate)), "the repair"),
+        wrong(keras.optimizers.SGD, why="it adds"),
+        wrong(lambda rate: companion.CoalesceGradients(keras.optimizers.Adam(rate)), why="the repair"),
     ],
 )
 def test_first_step_is_too_long(make: Callable[[float], Any], pieces: int) -> None:
@@ -313,7 +310,7 @@ def test_first_step_is_too_short(make: Callable[[float], Any]) -> None:
     "Gradient descent only adds, so for it a row that repeats in a batch is as good as the sum of its occurrences.",
     chapter="04",
 )
-@pytest.mark.parametrize("make", [keras.optimizers.SGD, companion.SGD, wrong(keras.optimizers.Adam, "it squares")])
+@pytest.mark.parametrize("make", [keras.optimizers.SGD, companion.SGD, wrong(keras.optimizers.Adam, why="it squares")])
 def test_gradient_descent_adds(make: Callable[[float], Any]) -> None:
     assert step_on_pieces(make(0.1), 8) == pytest.approx(step_on_pieces(make(0.1), 1), rel=1e-12)
 
@@ -338,7 +335,7 @@ def test_skip_gram_sums_rows(make: Callable[[float], Any], gradients: str) -> No
 
 
 @pytest.mark.claim("Under Adam a row that is not in the batch moves too: its momentum has not run out.", chapter="04")
-@pytest.mark.parametrize("make", [keras.optimizers.Adam, wrong(keras.optimizers.SGD, "it has no momentum")])
+@pytest.mark.parametrize("make", [keras.optimizers.Adam, wrong(keras.optimizers.SGD, why="it has no momentum")])
 def test_row_outside_the_batch_moves(make: Callable[[float], Any]) -> None:
     table = keras.Variable(np.zeros((3, 1)), dtype="float64")
     optimizer = make(0.1)
@@ -371,7 +368,9 @@ def all_weights_one(centres: Any, candidates: Any, near: Any, weight: Any) -> An
     "A batch in windows has the gradient of all its pairs, written out and weighted.",
     chapter="04",
 )
-@pytest.mark.parametrize("counted", [lambda *read: read, wrong(all_weights_one, "as if every candidate were a pair")])
+@pytest.mark.parametrize(
+    "counted", [lambda *read: read, wrong(all_weights_one, why="as if every candidate were a pair")]
+)
 def test_windows_have_the_gradient_of_their_pairs(counted: Callable[..., Any]) -> None:
     drawn = np.array([[4, 1, 3], [2, 0, 0]], "int32")
     model = companion.SkipGram(5, 3, negatives=2, dtype="float64")
@@ -394,7 +393,7 @@ def test_windows_have_the_gradient_of_their_pairs(counted: Callable[..., Any]) -
     "less those that equal the neighbour.",
     chapter="04",
 )
-@pytest.mark.parametrize("count", [5, wrong(1, "each shared word counts once")])
+@pytest.mark.parametrize("count", [5, wrong(1, why="each shared word counts once")])
 def test_expected_loss_is_that_of_five_words(count: int) -> None:
     """Every word that one place may draw, by its probability, against the sum over pairs; equal ones are left out."""
     noise = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
@@ -414,7 +413,7 @@ def test_expected_loss_is_that_of_five_words(count: int) -> None:
 
 
 @pytest.mark.claim("`SkipGram`, trained on windows, does not rank these 46 pairs worse than gensim does.", chapter="04")
-@pytest.mark.parametrize("sign", [1, wrong(-1, "the other way round they would be")])
+@pytest.mark.parametrize("sign", [1, wrong(-1, why="the other way round they would be")])
 def test_vectors_are_not_worse(sign: int) -> None:
     """Welch's interval of the difference over seeds: not below zero by more than a hundredth."""
     found = stats.ttest_ind(correlations("companion"), correlations("gensim"), equal_var=False).confidence_interval()

@@ -15,7 +15,8 @@ from keras import ops
 
 import companion
 from companion import datasets, legacy
-from tests.book.reading import ROOT, figure_data, line, notebook
+from tests.book.reading import figure_data, line, notebook
+from tests.kit import ROOT
 
 GRADIENTS = [10**k for k in range(9)]
 MEANT = [sum(GRADIENTS[: step - step % 3]) for step in range(1, 10)]

@@ -9,59 +9,29 @@ import pytest
 import tensorflow as tf
 
 import companion
-from companion import datasets
 from tests.book.reading import figure_data, line
+from tests.kit.cases import wrong
+from tests.kit.network import Digits, flat
 
 CHAPTER = "06"
 ROUNDING = 1e-12
 
 
-def wrong(value: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(value, marks=pytest.mark.xfail(strict=True, reason=why), id=getattr(value, "__name__", None))
-
-
-def flat(tensors: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(tensor) for tensor in tensors])
-
-
 # ---- figures: the race, in NumPy ------------------------------------------------------------------------------------
 
 
-class NumpyRun:
+class NumpyRun(Digits):
     """The chapter's network, its gradient and momentum in float64, from the formulas."""
 
     def __init__(self, h: float = 0.05, beta: float = 0.9) -> None:
+        super().__init__(rows=1400, drawn="float64")
         self.h, self.beta = h, beta
-        data = datasets.digits("float64")
-        self.x, self.y = data.x_train[:1400], data.y_train[:1400]
-        keras.utils.set_random_seed(1)
-        dense = [keras.layers.Dense(units, dtype="float64") for units in (32, 10)]
-        model = keras.Sequential([keras.Input((64,)), *dense])
-        self.weights = model.get_weights()
         self.velocity = [np.zeros_like(weight) for weight in self.weights]
         self.asked: list[np.ndarray] = []
 
-    def outputs(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The hidden layer, and the probabilities."""
-        first, first_bias, second, second_bias = self.weights
-        hidden = np.tanh(x @ first + first_bias)
-        logits = hidden @ second + second_bias
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return hidden, odds / odds.sum(axis=1, keepdims=True)
-
-    def loss(self) -> float:
-        return float(-np.log(self.outputs(self.x)[1][np.arange(len(self.y)), self.y]).mean())
-
-    def gradient(self, rows: range) -> list[np.ndarray]:
+    def ask(self, rows: range) -> list[np.ndarray]:
         self.asked.append(flat(self.weights))
-        x, y = self.x[rows.start : rows.stop], self.y[rows.start : rows.stop]
-        _, _, second, _ = self.weights
-        hidden, error = self.outputs(x)
-        error[np.arange(len(y)), y] -= 1
-        error /= len(y)
-        back = (error @ second.T) * (1 - hidden**2)
-        return [x.T @ back, back.sum(0), hidden.T @ error, error.sum(0)]
+        return self(self.weights, slice(rows.start, rows.stop))[1]
 
     def step(self, gradient: Any) -> None:
         self.velocity = [self.beta * v - self.h * g for v, g in zip(self.velocity, gradient, strict=True)]
@@ -73,15 +43,15 @@ class NumpyRun:
             window = range(start, min(start + 64, 1400))
             parts = [range(i, min(i + 16, window.stop)) for i in window[::16]]
             if version == "large_batch":
-                self.step(self.gradient(window))
+                self.step(self.ask(window))
             elif version == "small_steps":
                 for part in parts:
-                    self.step([g / len(parts) for g in self.gradient(part)])
+                    self.step([g / len(parts) for g in self.ask(part)])
             else:
                 shares = [len(p) / len(window) if version == "weighted_mean" else 1 / len(parts) for p in parts]
                 total = [np.zeros_like(weight) for weight in self.weights]
                 for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
-                    total = [t + share * g for t, g in zip(total, self.gradient(part), strict=True)]
+                    total = [t + share * g for t, g in zip(total, self.ask(part), strict=True)]
                     if version == "zeros_between" and number < len(parts):
                         self.step([0 * t for t in total])
                 self.step(total)
@@ -192,7 +162,7 @@ def first_wrong(path: np.ndarray, reference: np.ndarray) -> int | None:
 
 
 @pytest.mark.claim("The mean of the gradients of equal parts is the gradient of the whole batch.", chapter="06")
-@pytest.mark.parametrize("sizes", [SIZES, (8, 8), wrong(RAGGED, "the parts are not equal")])
+@pytest.mark.parametrize("sizes", [SIZES, (8, 8), wrong(RAGGED, why="the parts are not equal")])
 def test_mean_of_equal_parts_is_the_whole(sizes: tuple[int, ...]) -> None:
     model, (window,) = linear_model(), batches(1, sizes)
     parts = [gradient(model, x, y) for x, y in split(window, sizes)]
@@ -209,7 +179,7 @@ def test_mean_of_equal_parts_is_the_whole(sizes: tuple[int, ...]) -> None:
     [
         lambda: companion.Momentum(0.5, momentum=0.5),
         lambda: keras.optimizers.SGD(0.5, momentum=0.5),
-        wrong(lambda: keras.optimizers.SGD(0.5), "it has no velocity"),
+        wrong(lambda: keras.optimizers.SGD(0.5), why="it has no velocity"),
     ],
 )
 def test_a_gradient_of_zero_is_not_nothing(make: Callable[[], Any]) -> None:
@@ -238,7 +208,7 @@ def test_zeros_are_exact_for_one_window(make: Callable[..., Any]) -> None:
     "With β⁴ in the place of β, and the same h/(1 − β), the large batch ends as low as versions one and two.",
     chapter="06",
 )
-@pytest.mark.parametrize("power", [4, wrong(1, "its velocity fades once in a window")])
+@pytest.mark.parametrize("power", [4, wrong(1, why="its velocity fades once in a window")])
 def test_a_velocity_that_fades_sooner_ends_lower(power: int) -> None:
     beta = 0.9**power
     losses = []
@@ -255,7 +225,7 @@ def test_a_velocity_that_fades_sooner_ends_lower(power: int) -> None:
 
 @pytest.mark.claim("An `Input` without a dtype rounds whatever comes in to float32.", chapter="06")
 @pytest.mark.parametrize("functional", [False, True])
-@pytest.mark.parametrize("dtype", [None, wrong("float64", "this one has a dtype")])
+@pytest.mark.parametrize("dtype", [None, wrong("float64", why="this one has a dtype")])
 def test_input_rounds(dtype: str | None, functional: bool) -> None:
     inputs = keras.Input((1,), dtype=dtype)
     layer = keras.layers.Identity(dtype="float64")
@@ -265,7 +235,9 @@ def test_input_rounds(dtype: str | None, functional: bool) -> None:
 
 
 @pytest.mark.claim("Plain SGD remembers nothing, so it never notices a gradient of zero.", chapter="06")
-@pytest.mark.parametrize("make", [companion.SGD, keras.optimizers.SGD, wrong(keras.optimizers.Adam, "it remembers")])
+@pytest.mark.parametrize(
+    "make", [companion.SGD, keras.optimizers.SGD, wrong(keras.optimizers.Adam, why="it remembers")]
+)
 def test_plain_sgd_never_notices_zeros(make: Callable[..., Any]) -> None:
     path, reference = (run(make(0.05), how, windows=10) for how in ("zeros between", "large batch"))
     assert first_wrong(path, reference) is None
@@ -286,7 +258,7 @@ def test_zeros_shorten_the_first_step_of_adam(make: Callable[..., Any]) -> None:
     "With `sample_weight`, Keras's default reduction divides by the number of examples, not by the sum of the weights.",
     chapter="06",
 )
-@pytest.mark.parametrize("by", ["examples", wrong("sum of weights", "this is another reduction's denominator")])
+@pytest.mark.parametrize("by", ["examples", wrong("sum of weights", why="this is another reduction's denominator")])
 def test_default_reduction_divides_by_examples(by: str) -> None:
     model, (window,) = linear_model(), batches(1, (4, 1))
     weight = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -301,7 +273,7 @@ def test_default_reduction_divides_by_examples(by: str) -> None:
     r'With `reduction="sum"` nothing is divided, and $G = \sum_i \nabla L_i(\theta)$.',
     chapter="06",
 )
-@pytest.mark.parametrize("reduction", ["sum", wrong("mean", "a mean must be weighted")])
+@pytest.mark.parametrize("reduction", ["sum", wrong("mean", why="a mean must be weighted")])
 def test_gradients_of_sums_are_added(reduction: str) -> None:
     model, (window,) = linear_model(), batches(1, RAGGED)
     parts = [flat(gradient(model, x, y, reduction)) for x, y in split(window, RAGGED)]
@@ -342,7 +314,7 @@ class ZerosBetween:
 )
 @pytest.mark.parametrize("normalize", ["mean", "weight"])
 @pytest.mark.parametrize("make", [companion.Momentum, companion.Adam, keras.optimizers.AdamW, keras.optimizers.Adagrad])
-@pytest.mark.parametrize("wrapper", [companion.GradientAccumulation, wrong(ZerosBetween, "it applies zeros")])
+@pytest.mark.parametrize("wrapper", [companion.GradientAccumulation, wrong(ZerosBetween, why="it applies zeros")])
 def test_nothing_moves_between_updates(wrapper: Any, make: Callable[..., Any], normalize: str) -> None:
     weight, inner = keras.Variable([1.0, -2.0], dtype="float64"), make(0.1)
     optimizer = wrapper(inner, 3, normalize=normalize)
@@ -363,7 +335,7 @@ def test_nothing_moves_between_updates(wrapper: Any, make: Callable[..., Any], n
     "`fit` hands NumPy arrays to the training step in Keras's default dtype, float32, whatever they were.",
     chapter="06",
 )
-@pytest.mark.parametrize("batched", [np.asarray, wrong(tf.data.Dataset.from_tensors, "a dataset keeps its dtypes")])
+@pytest.mark.parametrize("batched", [np.asarray, wrong(tf.data.Dataset.from_tensors, why="a dataset keeps its dtypes")])
 def test_fit_casts_arrays(batched: Callable[..., Any]) -> None:
     seen = []
 

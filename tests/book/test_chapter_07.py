@@ -16,16 +16,13 @@ import tensorflow as tf
 
 import companion
 from companion import datasets
-from tests.book.reading import ROOT, figure_data, line, notebook
+from tests.book.reading import figure_data, line, notebook
+from tests.kit import ROOT
+from tests.kit.cases import wrong
 
 CHAPTER = "07"
 ROUNDING = 1e-12
 KERNEL = np.linspace(-1, 1, 6).reshape(3, 2)
-
-
-def wrong(value: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(value, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=why))
 
 
 # ---- figure 1: the epoch in which nothing is learned, in NumPy ------------------------------------------------------
@@ -198,7 +195,7 @@ def test_the_chapter_shows_the_record(network: str) -> None:
 
 
 @pytest.mark.claim("Where parameters fill the memory, accumulation needs more of it, not less.", chapter="07")
-@pytest.mark.parametrize("network", ["dense", wrong("convolutional", "there activations fill it")])
+@pytest.mark.parametrize("network", ["dense", wrong("convolutional", why="there activations fill it")])
 def test_parameters_need_more_memory_in_parts(network: str) -> None:
     whole, *in_parts = (entry["megabytes"] for entry in record()["results"] if entry["network"] == network)
     assert 4 * record()["parameters"][network] / 1024**2 > 0.5 * max(whole)  # mostly the gradient
@@ -256,7 +253,7 @@ def fit_parts(
     "Keras's `gradient_accumulation_steps` gives every part the same say, however few of its tokens count.",
     chapter="07",
 )
-@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours("weight"), "it was told what the parts weigh")])
+@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours("weight"), why="it was told what the parts weigh")])
 def test_every_part_has_the_same_say(make: Callable[..., Any]) -> None:
     """One weight for each of two texts, of 1 and of 9 tokens, and a gradient of 1 for each token."""
     x = np.zeros((2, 9, 2))
@@ -276,7 +273,7 @@ def test_every_part_has_the_same_say(make: Callable[..., Any]) -> None:
     "nothing.",
     chapter="07",
 )
-@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours(), "it flushes")])
+@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours(), why="it flushes")])
 def test_an_epoch_in_which_nothing_is_learned(make: Callable[..., Any], capfd: pytest.CaptureFixture[str]) -> None:
     model = linear()
     model.compile(make(sgd(), 8), "mse", run_eagerly=True)
@@ -290,7 +287,7 @@ def test_an_epoch_in_which_nothing_is_learned(make: Callable[..., Any], capfd: p
 
 
 @pytest.mark.claim("A flush is the update of one short batch.", chapter="07")
-@pytest.mark.parametrize("make", [ours(), ours("weight"), wrong(keras_accumulation, "it has none")])
+@pytest.mark.parametrize("make", [ours(), ours("weight"), wrong(keras_accumulation, why="it has none")])
 def test_a_flush_is_one_short_batch(make: Callable[..., Any]) -> None:
     (window,) = batches(1, 6)
     judge = fit_parts(linear(), sgd(0.1)(), [window], 6)
@@ -309,7 +306,7 @@ def test_a_flush_is_one_short_batch(make: Callable[..., Any]) -> None:
     chapter="07",
 )
 @pytest.mark.parametrize("clip", [{}, {"clipnorm": 0.3}, {"global_clipnorm": 0.3}, {"clipvalue": 0.1}])
-@pytest.mark.parametrize("size", [2, wrong(3, "the parts are not equal")])
+@pytest.mark.parametrize("size", [2, wrong(3, why="the parts are not equal")])
 def test_keras_is_exact_on_equal_parts(clip: dict[str, float], size: int) -> None:
     optimizer, windows = sgd(0.1, momentum=0.5, **clip), batches(3)
     steps = -(-8 // size)
@@ -319,7 +316,7 @@ def test_keras_is_exact_on_equal_parts(clip: dict[str, float], size: int) -> Non
 
 
 @pytest.mark.claim('In Keras a loss with `reduction="sum"` is still divided by N.', chapter="07")
-@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours("sum"), "it was told that the loss is a sum")])
+@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours("sum"), why="it was told that the loss is a sum")])
 def test_a_sum_is_divided(make: Callable[..., Any]) -> None:
     windows = batches(1)
     step = fit_parts(linear(), sgd(0.01)(), windows, 8, "sum") - KERNEL
@@ -330,7 +327,7 @@ def test_a_sum_is_divided(make: Callable[..., Any]) -> None:
 @pytest.mark.claim(
     "Keras adds gradients up in the dtype of the variable, so 512 bfloat16 gradients of 1 average to 0.5.", chapter="07"
 )
-@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours(), "it adds up in float32")])
+@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours(), why="it adds up in float32")])
 def test_bfloat16_loses_gradients(make: Callable[..., Any]) -> None:
     weight, one = keras.Variable([0.0], dtype="bfloat16"), tf.ones((1,), "bfloat16")
     optimizer = make(sgd(), 512)
@@ -350,7 +347,7 @@ def test_bfloat16_loses_gradients(make: Callable[..., Any]) -> None:
     "step 36.",
     chapter="07",
 )
-@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours(), "it counts updates")])
+@pytest.mark.parametrize("make", [keras_accumulation, wrong(ours(), why="it counts updates")])
 def test_the_schedule_runs_ahead(make: Callable[..., Any]) -> None:
     weight, asked = keras.Variable([0.0]), keras.optimizers.schedules.PolynomialDecay(100.0, 100, 0.0)
     optimizer = make(sgd(asked), 3)
@@ -361,7 +358,7 @@ def test_the_schedule_runs_ahead(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.claim("Stretching the schedule by N repairs one that moves in stairs.", chapter="07")
-@pytest.mark.parametrize("stairs", [True, wrong(False, "it is read at the last part of a window")])
+@pytest.mark.parametrize("stairs", [True, wrong(False, why="it is read at the last part of a window")])
 def test_stretching_repairs_stairs(stairs: bool) -> None:
     weight, steps = keras.Variable([0.0]), []
     stretched = keras.optimizers.schedules.ExponentialDecay(1.0, 3, 0.5, staircase=stairs)
@@ -379,7 +376,7 @@ def test_stretching_repairs_stairs(stairs: bool) -> None:
     chapter="07",
 )
 @pytest.mark.parametrize("pitfall", ["schedule", "moving average", "constraint"])
-@pytest.mark.parametrize("how", ["wrapper", "inject", wrong("Keras", "there they follow parts")])
+@pytest.mark.parametrize("how", ["wrapper", "inject", wrong("Keras", why="there they follow parts")])
 def test_everything_follows_updates(how: str, pitfall: str) -> None:
     """Against the rules in NumPy."""
     decay = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.8)
@@ -402,7 +399,8 @@ def test_everything_follows_updates(how: str, pitfall: str) -> None:
 
 @pytest.mark.claim("BatchNorm normalises each part by the part's own statistics, whatever accumulates.", chapter="07")
 @pytest.mark.parametrize(
-    "layer", [keras.layers.BatchNormalization, wrong(keras.layers.LayerNormalization, "it sees one example at a time")]
+    "layer",
+    [keras.layers.BatchNormalization, wrong(keras.layers.LayerNormalization, why="it sees one example at a time")],
 )
 def test_batch_norm_sees_parts(layer: Any) -> None:
     """In each form the merged gradient is the mean over parts, asked one by one, and not that of the large batch."""
@@ -431,7 +429,7 @@ def test_batch_norm_sees_parts(layer: Any) -> None:
     "Under the `mixed_float16` policy `compile` puts a `LossScaleOptimizer` around the optimizer you give.",
     chapter="07",
 )
-@pytest.mark.parametrize("policy", ["mixed_float16", wrong("mixed_bfloat16", "it needs no loss scaling")])
+@pytest.mark.parametrize("policy", ["mixed_float16", wrong("mixed_bfloat16", why="it needs no loss scaling")])
 def test_compile_puts_loss_scaling_outside(policy: str) -> None:
     class Mixed(keras.Model):
         """A model with that policy, and nothing else."""
@@ -451,8 +449,8 @@ def test_compile_puts_loss_scaling_outside(policy: str) -> None:
     "make",
     [
         keras.optimizers.Adam,
-        wrong(lambda rate: companion.CoalesceGradients(keras.optimizers.Adam(rate)), "it sums them first"),
-        wrong(keras.optimizers.SGD, "it squares nothing"),
+        wrong(lambda rate: companion.CoalesceGradients(keras.optimizers.Adam(rate)), why="it sums them first"),
+        wrong(keras.optimizers.SGD, why="it squares nothing"),
     ],
 )
 def test_repeated_ids_are_squared_one_by_one(make: Callable[[float], Any]) -> None:
@@ -472,7 +470,7 @@ def test_repeated_ids_are_squared_one_by_one(make: Callable[[float], Any]) -> No
 @pytest.mark.claim(
     "A `GradientAccumulation` that is saved in mid-window and resumed ends on the same bits.", chapter="07"
 )
-@pytest.mark.parametrize("with_state", [True, wrong(False, "the window is state, and weights alone lack it")])
+@pytest.mark.parametrize("with_state", [True, wrong(False, why="the window is state, and weights alone lack it")])
 @pytest.mark.parametrize("position", [1, 6, 7])
 def test_resumed_in_mid_window(position: int, with_state: bool, tmp_path: pathlib.Path) -> None:
     parts = batches(12, 2)

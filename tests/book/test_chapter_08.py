@@ -11,18 +11,10 @@ from keras.optimizers.schedules import ExponentialDecay
 
 from companion import datasets, gradient_flow
 from tests.book.reading import figure_data, line, notebook
+from tests.kit.cases import wrong
+from tests.kit.network import Digits, softmax
 
 CHAPTER = "08"
-
-
-def wrong(*values: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=why))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponential / exponential.sum(axis=1, keepdims=True)
 
 
 # ---- figures: the valley --------------------------------------------------------------------------------------------
@@ -72,61 +64,26 @@ def test_stepper_draws_the_stored_data() -> None:
 # ---- figures: the network, in NumPy ---------------------------------------------------------------------------------
 
 
-class Network:
-    """The chapter's network as a loss and a gradient of one long vector, from the formulas in float64."""
+@pytest.fixture(scope="module")
+def network() -> Digits:
+    return Digits(drawn="float64")
 
-    def __init__(self) -> None:
-        data = datasets.digits("float64")
-        self.x, self.y = data.x_train, data.y_train
-        keras.utils.set_random_seed(1)
-        dense = [keras.layers.Dense(units, dtype="float64") for units in (32, 10)]
-        model = keras.Sequential([keras.Input((64,)), *dense])
-        self.start = np.concatenate([weight.ravel() for weight in model.get_weights()])
 
-    def forward(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        first, second = theta[:2048].reshape(64, 32), theta[2080:2400].reshape(32, 10)
-        hidden = np.tanh(self.x @ first + theta[2048:2080])
-        return softmax(hidden @ second + theta[2400:]), hidden, second
-
-    def loss(self, theta: np.ndarray) -> float:
-        share, _, _ = self.forward(theta)
-        return float(-np.log(share[np.arange(len(self.y)), self.y]).mean())
-
-    def gradient(self, theta: np.ndarray) -> np.ndarray:
-        share, hidden, second = self.forward(theta)
-        error = (share - np.eye(10)[self.y]) / len(self.y)
-        back = (error @ second.T) * (1 - hidden**2)
-        parts = self.x.T @ back, back.sum(0), hidden.T @ error, error.sum(0)
-        return np.concatenate([part.ravel() for part in parts])
-
-    def descend(self, h: float, time: float = 24.0) -> np.ndarray:
-        path = [self.start]
-        for _ in range(round(time / h)):
-            path.append(path[-1] - h * self.gradient(path[-1]))
-        return np.array(path)
-
-    def largest_curvature(self, theta: np.ndarray) -> float:
-        """Power iteration on differences of gradients."""
-        vector = np.random.default_rng(1).normal(size=theta.size)
-        for _ in range(30):
-            step = 1e-4 * vector / np.linalg.norm(vector)
-            vector = (self.gradient(theta + step) - self.gradient(theta - step)) / 2e-4
-        return float(np.linalg.norm(vector))
+def descend(network: Digits, h: float, time: float) -> np.ndarray:
+    path = [network.start]
+    for _ in range(round(time / h)):
+        path.append(path[-1] - h * network.gradient(path[-1]))
+    return np.array(path)
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
-    return Network()
-
-
-@pytest.fixture(scope="module")
-def paths(network: Network) -> dict[float, np.ndarray]:
+def paths(network: Digits) -> dict[float, np.ndarray]:
     """The small rates only for a while: they take many steps."""
-    return {h: network.descend(h, time=1.0 if h < 0.1 else 24.0) for h in (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)}
+    return {h: descend(network, h, time=1.0 if h < 0.1 else 24.0) for h in (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)}
 
 
 @pytest.mark.parametrize("h", [0.025, 0.05, 0.1, 0.2, 0.4, 1.6])
-def test_losses_are_those_of_numpy(h: float, network: Network, paths: Any) -> None:
+def test_losses_are_those_of_numpy(h: float, network: Digits, paths: Any) -> None:
     above, below = figure_data(CHAPTER)[1]
     time, found = line(below, f"h = {h}")
     k = np.round(time / h).astype(int)
@@ -138,7 +95,7 @@ def test_losses_are_those_of_numpy(h: float, network: Network, paths: Any) -> No
     np.testing.assert_array_equal(same, found[1:])
 
 
-def test_five_curves_are_one(network: Network, paths: Any) -> None:
+def test_five_curves_are_one(network: Digits, paths: Any) -> None:
     """What the text says of the collapse: within 0.02 everywhere; the weights within 1.3 % of the way."""
     _, below = figure_data(CHAPTER)[1]
     losses = {h: line(below, f"h = {h}")[1][:: 4 if h < 0.2 else round(0.4 / h)] for h in (0.025, 0.05, 0.1, 0.2, 0.4)}
@@ -148,7 +105,7 @@ def test_five_curves_are_one(network: Network, paths: Any) -> None:
     assert network.loss(paths[1.6][-1]) > losses[0.025][-1] + 0.5
 
 
-def test_errors_are_those_of_numpy(network: Network, paths: Any) -> None:
+def test_errors_are_those_of_numpy(network: Digits, paths: Any) -> None:
     theta, h = network.start, 0.2
     for _ in range(120):
         a = network.gradient(theta)
@@ -180,7 +137,7 @@ def printed(start: str) -> str:
     return text
 
 
-def test_limits_of_the_network(network: Network, paths: Any) -> None:
+def test_limits_of_the_network(network: Digits, paths: Any) -> None:
     """2/λ on three ways: the text says where it lies between the rates, where it rises, and where it falls."""
     rows = printed("the limit 2/λ").splitlines()[2:]
     limits = {}

@@ -11,13 +11,9 @@ from scipy.linalg import expm
 import companion
 from companion import gradient_flow
 from tests.book.reading import figure_data, line
+from tests.kit.cases import wrong
 
 CHAPTER = "09"
-
-
-def wrong(value: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(value, marks=pytest.mark.xfail(strict=True, reason=why), id=getattr(value, "__name__", None))
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -115,7 +111,7 @@ def heun_by_hand(model: Any, h: float) -> np.ndarray:
 @pytest.mark.claim(
     "Heun's second question must be about the same batch and the same dropout mask as its first.", chapter="09"
 )
-@pytest.mark.parametrize("kind", [keras.Sequential, wrong(TwoPasses, "a mask for each pass")])
+@pytest.mark.parametrize("kind", [keras.Sequential, wrong(TwoPasses, why="a mask for each pass")])
 def test_on_a_linear_loss_heun_is_euler(kind: type) -> None:
     optimizer = companion.Heun(0.5) if kind is keras.Sequential else keras.optimizers.SGD(0.5)
     dropout = keras.layers.Dropout
@@ -132,7 +128,7 @@ def test_without_noise_two_passes_are_heun(kind: type) -> None:
 
 
 @pytest.mark.claim("A constraint holds at the end of a step.", chapter="09")
-@pytest.mark.parametrize("kind", [keras.Sequential, wrong(TwoPasses, "goes past the optimizer")])
+@pytest.mark.parametrize("kind", [keras.Sequential, wrong(TwoPasses, why="goes past the optimizer")])
 def test_constraint_holds_at_the_end_of_a_step(kind: type) -> None:
     optimizer = companion.Heun(2.0) if kind is keras.Sequential else keras.optimizers.SGD(2.0)
     trained = model(kind, kernel_constraint="non_neg", kernel_initializer="ones")
@@ -159,7 +155,7 @@ def traces(kind: type, optimizer: Any) -> list[np.ndarray]:
 @pytest.mark.claim(
     "After one RK4 step the logs, the BatchNorm statistics and the seeds are those of one SGD step.", chapter="09"
 )
-@pytest.mark.parametrize("kind", [keras.Sequential, wrong(TwoPasses, "both passes leave their traces")])
+@pytest.mark.parametrize("kind", [keras.Sequential, wrong(TwoPasses, why="both passes leave their traces")])
 def test_only_the_first_question_leaves_a_trace(kind: type) -> None:
     optimizer = companion.RungeKutta(0.1, "rk4") if kind is keras.Sequential else keras.optimizers.SGD(0.1)
     for found, expected in zip(

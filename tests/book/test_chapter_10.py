@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,16 +15,12 @@ import companion
 from companion import datasets, gradient_flow
 from companion.gradient_flow import TABLEAUX
 from tests.book.reading import figure_data, line
-from tests.book.test_chapter_08 import Network
+from tests.kit.cases import wrong
+from tests.kit.network import Digits
 
 CHAPTER = "10"
 Array = np.ndarray
 Step = Callable[[Callable[[Array], Array], Array, float], Array]
-
-
-def wrong(*values: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=why))
 
 
 # ---- the methods, written out ---------------------------------------------------------------------------------------
@@ -188,7 +184,7 @@ def test_adaptive_steps_ride_along_the_limit() -> None:
     """The whole run in NumPy, with SciPy's coefficients and the control written out."""
     (axes,) = figure_data(CHAPTER)[4]
     number, found = line(axes, "h tried")
-    network = Network()
+    network = Digits(drawn="float64")
     theta, h, tried, rejected, curvatures = network.start, 0.01, [], [], {}
     for step in range(len(number)):
         if step in (0, 40, 80):
@@ -210,14 +206,6 @@ def test_adaptive_steps_ride_along_the_limit() -> None:
 
 
 # ---- order ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx(before)
 
 
 def smallest_network(optimizer: Any) -> Any:

@@ -12,13 +12,10 @@ import scipy.special
 import companion
 from companion import datasets
 from tests.book.reading import figure_data, line, notebook
+from tests.kit.cases import wrong
+from tests.kit.network import Digits
 
 CHAPTER = "11"
-
-
-def wrong(value: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(value, marks=pytest.mark.xfail(strict=True, reason=why))
 
 
 def class_of_chapter(name: str) -> Any:
@@ -158,39 +155,18 @@ def test_nesterov_and_its_equation(panel: int, curvature: float) -> None:
         np.testing.assert_allclose(time, np.sqrt(h) * every * np.arange(len(expected)), atol=1e-6)
 
 
-class NumpyDigits:
+class NumpyDigits(Digits):
     """The chapter's network on digits and momentum, in float64, from the formulas."""
-
-    def __init__(self) -> None:
-        data = datasets.digits("float64")
-        self.x, self.y = data.x_train, data.y_train
-        keras.utils.set_random_seed(1)
-        layers = [keras.layers.Dense(32, activation="tanh"), keras.layers.Dense(10)]
-        self.initial = [w.astype("float64") for w in keras.Sequential([keras.Input((64,)), *layers]).get_weights()]
-
-    def loss_and_gradient(self, weights: Any, rows: slice) -> tuple[float, list[np.ndarray]]:
-        x, y = self.x[rows], self.y[rows]
-        first, first_bias, second, second_bias = weights
-        hidden = np.tanh(x @ first + first_bias)
-        logits = hidden @ second + second_bias
-        logits -= logits.max(axis=1, keepdims=True)
-        share = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        loss = -np.log(share[np.arange(len(y)), y]).mean()
-        error = share.copy()
-        error[np.arange(len(y)), y] -= 1
-        error /= len(y)
-        back = (error @ second.T) * (1 - hidden**2)
-        return loss, [x.T @ back, back.sum(0), hidden.T @ error, error.sum(0)]
 
     def train(self, h: float, beta: float, updates: Any) -> np.ndarray:
         """The training loss after each of these numbers of updates."""
-        weights, velocity = self.initial, [np.zeros_like(w) for w in self.initial]
+        weights, velocity = self.weights, [np.zeros_like(w) for w in self.weights]
         losses = []
         for update in range(int(max(updates)) + 1):
             if update in updates:
-                losses.append(self.loss_and_gradient(weights, slice(None))[0])
+                losses.append(self(weights, slice(None))[0])
             start = 32 * (update % 45)
-            _, gradient = self.loss_and_gradient(weights, slice(start, start + 32))
+            _, gradient = self(weights, slice(start, start + 32))
             velocity = [beta * v - h * g for v, g in zip(velocity, gradient, strict=True)]
             weights = [w + v for w, v in zip(weights, velocity, strict=True)]
         return np.array(losses)
@@ -249,7 +225,7 @@ def real_step_matrix(optimizer: Any, curvature: Any) -> np.ndarray:
     "Keras's default learning rate, 0.01, with the usual momentum, 0.9, is a ball with friction 1 and a tick of 0.1.",
     chapter="11",
 )
-@pytest.mark.parametrize("beta", [0.9, wrong(0.8, "its friction is 2"), wrong(0.95, "its friction is 1/2")])
+@pytest.mark.parametrize("beta", [0.9, wrong(0.8, why="its friction is 2"), wrong(0.95, why="its friction is 1/2")])
 def test_friction_of_the_defaults(beta: float) -> None:
     optimizer = keras.optimizers.SGD(momentum=beta)
     assert float(optimizer.learning_rate) == pytest.approx(0.01)
@@ -263,7 +239,7 @@ def test_friction_of_the_defaults(beta: float) -> None:
 @pytest.mark.claim(
     "Lower the learning rate a hundredfold and leave β alone, and the friction grows tenfold.", chapter="11"
 )
-@pytest.mark.parametrize("beta", [0.9, wrong(0.99, "this one keeps the friction")])
+@pytest.mark.parametrize("beta", [0.9, wrong(0.99, why="this one keeps the friction")])
 def test_a_lower_learning_rate_is_more_friction(beta: float) -> None:
     """The share of its speed that a ball loses on level ground per unit of time."""
     frictions = []
@@ -278,7 +254,7 @@ def test_a_lower_learning_rate_is_more_friction(beta: float) -> None:
     "With the friction kept, momentum comes to the ball's path at first order in the tick √h.", chapter="11"
 )
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("beta_of", [lambda tick: 1 - 1.5 * tick, wrong(lambda tick: 0.85, "β is kept")])
+@pytest.mark.parametrize("beta_of", [lambda tick: 1 - 1.5 * tick, wrong(lambda tick: 0.85, why="β is kept")])
 def test_momentum_is_first_order(beta_of: Callable[[float], float], nesterov: bool) -> None:
     """On a loss that is no quadratic, log cosh, against scipy's integrator."""
     from scipy.integrate import solve_ivp
@@ -300,7 +276,7 @@ def test_momentum_is_first_order(beta_of: Callable[[float], float], nesterov: bo
     "momentum spirals in.",
     chapter="11",
 )
-@pytest.mark.parametrize("name", ["Swapped", wrong("Momentum", "the new velocity moves the weight")])
+@pytest.mark.parametrize("name", ["Swapped", wrong("Momentum", why="the new velocity moves the weight")])
 def test_swapped_lines_are_euler(name: str) -> None:
     kind = companion.Momentum if name == "Momentum" else class_of_chapter(name)
     h, beta = 0.0625, 0.96875
@@ -315,7 +291,7 @@ def test_swapped_lines_are_euler(name: str) -> None:
 
 
 @pytest.mark.claim("One gradient buys momentum a limit of 2; RK4 needs four for 2.83.", chapter="11")
-@pytest.mark.parametrize("limit", [2.0, wrong(1.9, "it holds longer"), wrong(2.1, "it does not hold so long")])
+@pytest.mark.parametrize("limit", [2.0, wrong(1.9, why="it holds longer"), wrong(2.1, why="it does not hold so long")])
 def test_momentum_swings_up_to_two(limit: float) -> None:
     def furthest(tick: float) -> float:
         return factor(real_step_matrix(keras.optimizers.SGD(tick**2, momentum=1.0), 1.0)[0])
@@ -329,7 +305,7 @@ def test_momentum_swings_up_to_two(limit: float) -> None:
 
 @pytest.mark.claim("Inside the V every curvature shrinks by the same factor, √β", chapter="11")
 @pytest.mark.parametrize("make", [companion.Momentum, keras.optimizers.SGD])
-@pytest.mark.parametrize("overshoot", [1.0, wrong(1.1, "it sticks out of the V")])
+@pytest.mark.parametrize("overshoot", [1.0, wrong(1.1, why="it sticks out of the V")])
 def test_one_factor_inside_the_v(make: Callable[..., Any], overshoot: float) -> None:
     for beta in (0.3, 0.67, 0.9):
         arms = (1 - np.sqrt(beta)) ** 2, (1 + np.sqrt(beta)) ** 2
@@ -339,7 +315,7 @@ def test_one_factor_inside_the_v(make: Callable[..., Any], overshoot: float) -> 
 
 
 @pytest.mark.claim("Momentum's best factor is gradient descent's with √κ in the place of κ.", chapter="11")
-@pytest.mark.parametrize("power", [0.5, wrong(1.0, "that would be no gain"), wrong(0.25, "that is too good")])
+@pytest.mark.parametrize("power", [0.5, wrong(1.0, why="that would be no gain"), wrong(0.25, why="that is too good")])
 def test_best_factor(power: float) -> None:
     """The best of a fine grid over h and β, by the eigenvalues of the step's matrix."""
     for kappa in (10.0, 100.0):
@@ -368,7 +344,7 @@ def test_best_friction_is_nearly_critical(kappa: float) -> None:
 @pytest.mark.claim(
     "Nesterov's method follows the motion with friction 3/t at first order in the tick √h.", chapter="11"
 )
-@pytest.mark.parametrize("constant", [3, wrong(2, "friction 2/t"), wrong(4, "friction 4/t")])
+@pytest.mark.parametrize("constant", [3, wrong(2, why="friction 2/t"), wrong(4, why="friction 4/t")])
 def test_fading_friction_is_first_order(constant: int) -> None:
     """The chapter's class against the motion with friction c/t: Γ((c+1)/2) (2/z)^((c−1)/2) J_((c−1)/2)(z)."""
     curvature, ticks, sups = np.array([0.04, 0.01]), np.array([1.0, 0.5, 0.25]), []
@@ -388,7 +364,7 @@ def test_fading_friction_is_first_order(constant: int) -> None:
 
 
 @pytest.mark.claim("Keras's `nesterov=True` adds friction where the loss is steep.", chapter="11")
-@pytest.mark.parametrize("nesterov", [True, wrong(False, "its friction is the same everywhere")])
+@pytest.mark.parametrize("nesterov", [True, wrong(False, why="its friction is the same everywhere")])
 def test_nesterov_adds_friction(nesterov: bool) -> None:
     """The determinant of a step is the β that acts; friction is (1 − β) / √h."""
     h, beta, curvature = 0.01, 0.9, np.array([1.0, 25.0, 100.0])
@@ -398,7 +374,7 @@ def test_nesterov_adds_friction(nesterov: bool) -> None:
 
 
 @pytest.mark.claim("Momentum that is light is only a larger learning rate, h/(1 − β).", chapter="11")
-@pytest.mark.parametrize("beta", [0.5, wrong(0.95, "this ball is heavy")])
+@pytest.mark.parametrize("beta", [0.5, wrong(0.95, why="this ball is heavy")])
 def test_light_momentum_is_a_larger_learning_rate(beta: float) -> None:
     """Softmax regression on digits: the same losses as plain SGD with that rate, at the same updates."""
     data = datasets.digits("float64")
@@ -423,7 +399,7 @@ def test_light_momentum_is_a_larger_learning_rate(beta: float) -> None:
     "trains.",
     chapter="11",
 )
-@pytest.mark.parametrize("h", [0.3, wrong(0.01, "there descent trains as well")])
+@pytest.mark.parametrize("h", [0.3, wrong(0.01, why="there descent trains as well")])
 def test_momentum_bears_a_faster_clock(h: float) -> None:
     digits = NumpyDigits()
     (start,) = digits.train(h, 0.9, [0])
@@ -438,7 +414,7 @@ def test_momentum_bears_a_faster_clock(h: float) -> None:
     chapter="11",
 )
 @pytest.mark.parametrize("make", [companion.Momentum, keras.optimizers.SGD])
-@pytest.mark.parametrize("share", [1.0, wrong(0.95, "this is on the safe side")])
+@pytest.mark.parametrize("share", [1.0, wrong(0.95, why="this is on the safe side")])
 def test_the_best_pair_stands_beside_a_cliff(make: Callable[..., Any], share: float) -> None:
     optimizer = make(share * (2 / 11) ** 2, momentum=(9 / 11) ** 2)
     factors = [factor(matrix) for matrix in real_step_matrix(optimizer, [1.0, 100.0, 104.0])]
@@ -454,7 +430,9 @@ def test_a_little_less_learning_rate_is_safe() -> None:
 
 @pytest.mark.claim("A new `optimizer.momentum`, set after the first `fit`, changes nothing, silently.", chapter="11")
 @pytest.mark.parametrize("make", [keras.optimizers.SGD, companion.Momentum])
-@pytest.mark.parametrize("when", ["after", wrong("before", "then it counts"), wrong("compiled", "it counts again")])
+@pytest.mark.parametrize(
+    "when", ["after", wrong("before", why="then it counts"), wrong("compiled", why="it counts again")]
+)
 def test_momentum_is_compiled_in(make: Callable[..., Any], when: str) -> None:
     def weights_after(new: float | None) -> np.ndarray:
         dense = keras.layers.Dense(1, kernel_initializer="ones")

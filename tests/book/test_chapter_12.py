@@ -13,14 +13,11 @@ import tensorflow as tf
 import companion
 from companion import datasets, gradient_flow
 from tests.benchmarks.race_integrators import Network, network, stepper
-from tests.book.reading import ROOT, figure_data, line, notebook
+from tests.book.reading import figure_data, line, notebook
+from tests.kit import ROOT
+from tests.kit.cases import wrong
 
 CHAPTER = "12"
-
-
-def wrong(value: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(value, marks=pytest.mark.xfail(strict=True, reason=why))
 
 
 def record() -> dict[str, Any]:
@@ -87,7 +84,7 @@ def keras_network(hidden: int, theta: np.ndarray) -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("method", ["euler", "momentum", wrong("heun", "another method")])
+@pytest.mark.parametrize("method", ["euler", "momentum", wrong("heun", why="another method")])
 def test_keras_repeats_the_race(method: str) -> None:
     """The recorded losses of the first 90 gradients, by Keras's own SGD."""
     name = "euler" if method == "heun" else method
@@ -420,7 +417,7 @@ def test_paths_of_the_game() -> None:
     "On a pure rotation, Euler spirals out and Heun does not arrive at any learning rate.",
     chapter="12",
 )
-@pytest.mark.parametrize("method", ["euler", "heun", wrong("extragradient", "it arrives")])
+@pytest.mark.parametrize("method", ["euler", "heun", wrong("extragradient", why="it arrives")])
 def test_rotation_grows(method: str) -> None:
     for h in (1e-3, 0.01, 0.1, 0.5, 1.0, 2.0):
         factor = abs(gradient_flow.stability_polynomial(method)(1j * h))

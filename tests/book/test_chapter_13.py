@@ -10,21 +10,14 @@ import pytest
 import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from companion import datasets, gradient_flow
+from companion import gradient_flow
 from tests.book.reading import figure_data, line
+from tests.kit.cases import wrong
+from tests.kit.network import Digits, loss_and_gradient
 
 CHAPTER = "13"
 Y, START = 0.6, np.array([2.8, 3.5])
 Field = Callable[[np.ndarray], np.ndarray]
-
-
-def wrong(value: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(value, marks=pytest.mark.xfail(strict=True, reason=why))
-
-
-def wrong_pair(method: str, power: int, why: str) -> Any:
-    return pytest.param(method, power, marks=pytest.mark.xfail(strict=True, reason=why))
 
 
 def slope_of(sizes: Any, errors: Any) -> float:
@@ -153,35 +146,15 @@ def test_single_examples() -> None:
 # ---- figures: the network, in NumPy ---------------------------------------------------------------------------------
 
 
-class Network:
+class Network(Digits):
     """64 pixels, 16 tanh units, 10 outputs, squared error on 200 digits, in float64 from Keras's initial weights."""
 
     def __init__(self, seed: int) -> None:
-        data = datasets.digits("float64")
-        self.x, self.y = data.x_train[:200], np.eye(10)[data.y_train[:200]]
-        keras.utils.set_random_seed(seed)
-        layers = [keras.Input((64,)), keras.layers.Dense(16), keras.layers.Dense(10)]
-        weights = keras.Sequential(layers).get_weights()
-        self.shapes = [weight.shape for weight in weights]
-        self.start = np.concatenate([weight.ravel() for weight in weights]).astype("float64")
+        super().__init__(16, seed, rows=200)
+        self.y = np.eye(10)[self.y]
 
-    def loss(self, values: np.ndarray) -> tuple[float, np.ndarray]:
-        first, first_bias, second, second_bias = (
-            part.reshape(shape) for part, shape in zip(np.split(values, [1024, 1040, 1200]), self.shapes, strict=True)
-        )
-        hidden = np.tanh(self.x @ first + first_bias)
-        error = hidden @ second + second_bias - self.y
-        outer = 2 * error / error.size
-        inner = (outer @ second.T) * (1 - hidden**2)
-        parts = [self.x.T @ inner, inner.sum(0), hidden.T @ outer, outer.sum(0)]
-        return float(np.mean(error**2)), np.concatenate([part.ravel() for part in parts])
-
-    def gradient(self, values: np.ndarray) -> np.ndarray:
-        return self.loss(values)[1]
-
-    def hessian_times(self, values: np.ndarray, vector: np.ndarray) -> np.ndarray:
-        small = 1e-4 / max(float(np.linalg.norm(vector)), 1e-300)
-        return (self.gradient(values + small * vector) - self.gradient(values - small * vector)) / (2 * small)
+    def __call__(self, weights: Any, rows: slice = slice(None)) -> Any:
+        return loss_and_gradient(weights, self.x, self.y, squares=True)
 
     def sharpness(self, values: np.ndarray) -> float:
         size = len(values)
@@ -208,7 +181,7 @@ def test_sharpness_at_equal_loss(name: str, h: float, weight: float, seed: int) 
     loss, sharpness = line(axes, f"{name} {seed}")
     network = Network(seed)
     path = network.train(h, weight)
-    np.testing.assert_allclose(loss, [network.loss(values)[0] for values in path], rtol=5e-3)
+    np.testing.assert_allclose(loss, [network.loss(values) for values in path], rtol=5e-3)
     chosen = [0, 3, 7]
     # a power iteration that has not quite converged is a little low
     np.testing.assert_allclose(sharpness[chosen], [network.sharpness(path[i]) for i in chosen], rtol=0.03)
@@ -235,7 +208,7 @@ def test_sharpness_below_the_stability_limit(seed: int, rate: float) -> None:
 
     def at_the_end(h: float) -> float:
         path = network.train(h, 0)
-        losses = [network.loss(values)[0] for values in path]
+        losses = [network.loss(values) for values in path]
         i = next(i for i, loss in enumerate(losses) if loss < 0.04)
         last, first = network.sharpness(path[i]), network.sharpness(path[i - 1])
         return float(np.interp(0.04, [losses[i], losses[i - 1]], [last, first]))
@@ -269,7 +242,8 @@ POINT, SIZES = np.array([1.1, 0.8]), 0.04 / 2.0 ** np.arange(5)
     "Against the flow of the modified loss, the error of one Euler step has slope 3 instead of 2.", chapter="13"
 )
 @pytest.mark.parametrize(
-    "share", [1.0, wrong(0.0, "the flow of L"), wrong(2.0, "h/2 in the loss"), wrong(-1.0, "the other sign")]
+    "share",
+    [1.0, wrong(0.0, why="the flow of L"), wrong(2.0, why="h/2 in the loss"), wrong(-1.0, why="the other sign")],
 )
 def test_order_beside_the_modified_flow(share: float) -> None:
     errors = []
@@ -287,7 +261,8 @@ def test_order_beside_the_modified_flow(share: float) -> None:
 
 @pytest.mark.claim("Heun's modified equation starts at h².", chapter="13")
 @pytest.mark.parametrize(
-    "method", ["heun", "midpoint", "ralston", wrong("euler", "starts at h"), wrong("extragradient", "starts at h")]
+    "method",
+    ["heun", "midpoint", "ralston", wrong("euler", why="starts at h"), wrong("extragradient", why="starts at h")],
 )
 def test_the_first_correction_of_heun(method: str) -> None:
     """What a step does beyond the flow is h · (correction): of size h³, and not less."""
@@ -303,7 +278,7 @@ def test_the_first_correction_of_heun(method: str) -> None:
     "of a loss.",
     chapter="13",
 )
-@pytest.mark.parametrize(("method", "power"), [("heun", 3), wrong_pair("euler", 2, "the slope of the penalty")])
+@pytest.mark.parametrize(("method", "power"), [("heun", 3), wrong("euler", 2, why="the slope of the penalty")])
 def test_heun_adds_no_loss(method: str, power: int) -> None:
     """What a step adds to the flow, as a field: its Jacobian is symmetric if and only if it is a slope."""
     h = 0.002
@@ -318,7 +293,8 @@ def test_heun_adds_no_loss(method: str, power: int) -> None:
 
 @pytest.mark.claim("Each step of gradient descent multiplies a² − b² by exactly 1 − h²r².", chapter="13")
 @pytest.mark.parametrize(
-    "make", [lambda: keras.optimizers.SGD(0.02), wrong(lambda: keras.optimizers.SGD(0.02, momentum=0.9), "momentum")]
+    "make",
+    [lambda: keras.optimizers.SGD(0.02), wrong(lambda: keras.optimizers.SGD(0.02, momentum=0.9), why="momentum")],
 )
 def test_the_gears_of_the_valley(make: Callable[[], Any]) -> None:
     weights, optimizer = [keras.Variable(value, dtype="float64") for value in START], make()
@@ -337,7 +313,7 @@ def test_the_gears_of_the_valley(make: Callable[[], Any]) -> None:
     "with the same value.",
     chapter="13",
 )
-@pytest.mark.parametrize("penalty", ["modified", wrong("weight decay", "moves minima")])
+@pytest.mark.parametrize("penalty", ["modified", wrong("weight decay", why="moves minima")])
 @pytest.mark.parametrize("b", [0.5, 0.9, 2.1])
 def test_minima_stay(b: float, penalty: str) -> None:
     minimum, h = np.array([Y / b, b]), 0.3
@@ -358,7 +334,7 @@ def test_minima_stay(b: float, penalty: str) -> None:
     "Averaged over the shuffles, an epoch of SGD follows the flow of the mean of Lᵢ + (h/4)‖∇Lᵢ‖², up to terms in h³.",
     chapter="13",
 )
-@pytest.mark.parametrize("form", ["mean of norms", wrong("norm of mean", "the penalty of the full batch")])
+@pytest.mark.parametrize("form", ["mean of norms", wrong("norm of mean", why="the penalty of the full batch")])
 def test_modified_loss_of_sgd(form: str) -> None:
     """All six orders of three batches, against the flow for the time of an epoch."""
     shifts = np.array([[0.9, -0.2], [-0.5, 0.8], [0.2, 0.7]])
@@ -389,7 +365,7 @@ def test_modified_loss_of_sgd(form: str) -> None:
 @pytest.mark.claim(
     "Small steps of size s bring a penalty of weight s/4 of their own, so what is missing is (h − s)/4.", chapter="13"
 )
-@pytest.mark.parametrize("share", [0.5, wrong(1.0, "h/4 on top of their own"), wrong(0.0, "no penalty")])
+@pytest.mark.parametrize("share", [0.5, wrong(1.0, why="h/4 on top of their own"), wrong(0.0, why="no penalty")])
 def test_small_steps_bring_their_share(share: float) -> None:
     """One step of h against two of h/2, with the penalty of weight share · h/4."""
     errors = []
@@ -405,7 +381,9 @@ def test_small_steps_bring_their_share(share: float) -> None:
     "up to terms in h².",
     chapter="13",
 )
-@pytest.mark.parametrize("way", [0.5, wrong(-0.5, "downhill, as the midpoint method"), wrong(1.0, "twice as far")])
+@pytest.mark.parametrize(
+    "way", [0.5, wrong(-0.5, why="downhill, as the midpoint method"), wrong(1.0, why="twice as far")]
+)
 def test_the_uphill_question(way: float) -> None:
     g = hilly_gradient(POINT)
     errors = [np.linalg.norm(hilly_gradient(POINT + way * h * g) - g - h / 2 * hilly_hessian(POINT) @ g) for h in SIZES]
@@ -416,7 +394,7 @@ def test_the_uphill_question(way: float) -> None:
     "Beyond hλ = 1 gradient descent on ½λθ² jumps from side to side, and no flow on a line passes through its points.",
     chapter="13",
 )
-@pytest.mark.parametrize("h_curvature", [1.01, 1.5, 1.99, wrong(0.99, "stays on its side")])
+@pytest.mark.parametrize("h_curvature", [1.01, 1.5, 1.99, wrong(0.99, why="stays on its side")])
 def test_side_to_side(h_curvature: float) -> None:
     """A flow on a line goes one way, or stays: it does not come back to a side that it has left."""
     weight, optimizer, points = keras.Variable(1.0, dtype="float64"), keras.optimizers.SGD(h_curvature), []
@@ -427,7 +405,7 @@ def test_side_to_side(h_curvature: float) -> None:
 
 
 @pytest.mark.claim("Every minimum of the valley is the same function, 0.6 x, whatever its curvature.", chapter="13")
-@pytest.mark.parametrize("point", ["minimum", wrong("elsewhere", "not on the floor")])
+@pytest.mark.parametrize("point", ["minimum", wrong("elsewhere", why="not on the floor")])
 def test_all_minima_are_one_function(point: str) -> None:
     x, curvatures = np.linspace(-2, 2, 9).reshape(-1, 1), []
     model = keras.Sequential(

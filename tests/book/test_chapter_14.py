@@ -14,15 +14,11 @@ import tensorflow as tf
 import companion
 from companion import datasets, merging
 from tests.book.reading import figure_data, line
-from tests.processes import on_devices
+from tests.kit.cases import wrong
+from tests.kit.processes import on_devices
 
 CHAPTER = "14"
 DEVICES = 5
-
-
-def wrong(value: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(value, marks=pytest.mark.xfail(strict=True, reason=why))
 
 
 # ---- a linear classifier of digits, in NumPy ------------------------------------------------------------------------
@@ -135,7 +131,7 @@ def test_one_faulty_device() -> None:
 
 
 @pytest.mark.claim("It takes any factor below −4.", chapter="14")
-@pytest.mark.parametrize("factor", [-4.01, -10, wrong(-3.99, "the four still prevail")])
+@pytest.mark.parametrize("factor", [-4.01, -10, wrong(-3.99, why="the four still prevail")])
 def test_how_loud_one_must_be(factor: float) -> None:
     """All agree; the sum points uphill."""
     (merged,) = merging.mean([tf.constant([[1.0], [1.0], [factor], [1.0], [1.0]])], tf.ones(5))
@@ -178,7 +174,9 @@ def rule_named(name: str) -> Any:
     "On shuffled data, the mean of means over shares p and 1 − p is as noisy as a batch of 4p(1 − p)N samples.",
     chapter="14",
 )
-@pytest.mark.parametrize("worth", ["4p(1-p)N", wrong("N", "the weighted mean"), wrong("twice the smaller", "min")])
+@pytest.mark.parametrize(
+    "worth", ["4p(1-p)N", wrong("N", why="the weighted mean"), wrong("twice the smaller", why="min")]
+)
 @pytest.mark.parametrize("shares", [(4, 3), (9, 1), (63, 1)])
 def test_what_uneven_shares_are_worth(shares: tuple[int, int], worth: str) -> None:
     if worth != "4p(1-p)N" and shares == (4, 3):
@@ -196,7 +194,7 @@ def test_what_uneven_shares_are_worth(shares: tuple[int, int], worth: str) -> No
     "nothing else.",
     chapter="14",
 )
-@pytest.mark.parametrize("rule", ["vote", wrong("median", "knows lengths"), wrong("mean", "knows lengths")])
+@pytest.mark.parametrize("rule", ["vote", wrong("median", why="knows lengths"), wrong("mean", why="knows lengths")])
 def test_the_vote_is_deaf_to_length(rule: str) -> None:
     random = np.random.default_rng(0)
     rows = random.normal(size=(5, 200))
@@ -220,7 +218,7 @@ def test_not_a_number(row: int) -> None:
 
 
 @pytest.mark.claim("The median and the vote ignore weights.", chapter="14")
-@pytest.mark.parametrize("rule", ["median", "vote", wrong("weighted_mean", "that is what it is for")])
+@pytest.mark.parametrize("rule", ["median", "vote", wrong("weighted_mean", why="that is what it is for")])
 def test_rules_without_weights(rule: str) -> None:
     rows = np.random.default_rng(0).normal(size=(5, 20))
     weights = np.array([1.0, 60.0, 2.0, 3.0, 4.0])
@@ -231,8 +229,8 @@ def test_rules_without_weights(rule: str) -> None:
     "Where the others agree, a median or a vote withstands whatever fewer than half of the devices say, and no more.",
     chapter="14",
 )
-@pytest.mark.parametrize("rule", ["median", "vote", wrong("mean", "one is enough")])
-@pytest.mark.parametrize("liars", [1, 2, wrong(3, "more than half")])
+@pytest.mark.parametrize("rule", ["median", "vote", wrong("mean", why="one is enough")])
+@pytest.mark.parametrize("liars", [1, 2, wrong(3, why="more than half")])
 def test_how_many_may_fail(liars: int, rule: str) -> None:
     """The honest agree on the direction; whatever the others say, it stays."""
     random = np.random.default_rng(0)
@@ -388,7 +386,7 @@ def devices() -> dict[str, Any]:
     "On several devices, stock `fit` raises an error if the first batch of a data set does not divide evenly.",
     chapter="14",
 )
-@pytest.mark.parametrize("case", ["2 7", "3 10", wrong("2 8", "divides evenly")])
+@pytest.mark.parametrize("case", ["2 7", "3 10", wrong("2 8", why="divides evenly")])
 @pytest.mark.parametrize("method", ["fit", "evaluate"])
 def test_a_first_batch_that_does_not_divide(method: str, case: str) -> None:
     assert devices()["errors"][f"{method} {case}"] == "InvalidArgumentError"
@@ -403,7 +401,7 @@ def test_seven_samples_on_two_devices() -> None:
 
 
 @pytest.mark.claim("A last batch of one sample on two devices takes half a step.", chapter="14")
-@pytest.mark.parametrize("how", ["Keras", wrong("inject", "takes a whole one")])
+@pytest.mark.parametrize("how", ["Keras", wrong("inject", why="takes a whole one")])
 def test_a_last_batch_of_one(how: str) -> None:
     assert devices()[f"{how}, one"] == pytest.approx([0.5], rel=1e-12)
 
@@ -411,14 +409,14 @@ def test_a_last_batch_of_one(how: str) -> None:
 @pytest.mark.claim(
     "Under `inject`, any number of devices takes the step of one device, whatever their shares.", chapter="14"
 )
-@pytest.mark.parametrize("count", [2, DEVICES, wrong("Keras", "mean of means")])
+@pytest.mark.parametrize("count", [2, DEVICES, wrong("Keras", why="mean of means")])
 def test_any_number_of_devices(count: Any) -> None:
     found = devices()["Keras, uneven"] if count == "Keras" else devices()["inject"][str(count)]
     assert found < 1e-10
 
 
 @pytest.mark.claim("Equal shares, no masks, no clipping: stock `fit` under `MirroredStrategy` is exact.", chapter="14")
-@pytest.mark.parametrize("sizes", ["even", wrong("uneven", "mean of means")])
+@pytest.mark.parametrize("sizes", ["even", wrong("uneven", why="mean of means")])
 def test_keras_is_exact_on_equal_shares(sizes: str) -> None:
     assert devices()[f"Keras, {sizes}"] < 1e-10
 
@@ -428,7 +426,7 @@ def test_keras_is_exact_on_equal_shares(sizes: str) -> None:
     "weight of a word in a share of 35.",
     chapter="14",
 )
-@pytest.mark.parametrize("how", ["Keras", wrong("inject", "a word is a word")])
+@pytest.mark.parametrize("how", ["Keras", wrong("inject", why="a word is a word")])
 def test_words_in_their_company(how: str) -> None:
     alone, in_company = devices()[f"{how}, words"]
     assert alone / in_company == pytest.approx(7)
@@ -458,14 +456,16 @@ def test_the_limit_grows_with_the_devices(count: int) -> None:
 @pytest.mark.claim(
     "Under `inject` the optimizer gets what has been merged, and clips it as one device would.", chapter="14"
 )
-@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue", wrong("Keras", "clips on each device")])
+@pytest.mark.parametrize(
+    "clip", ["clipnorm", "global_clipnorm", "clipvalue", wrong("Keras", why="clips on each device")]
+)
 def test_clipping_what_has_been_merged(clip: str) -> None:
     found = devices()["Keras, clipped"] if clip == "Keras" else devices()["inject, clipped"][clip]
     assert found < 1e-10
 
 
 @pytest.mark.claim("The default adds up; with any other rule, every device gets every gradient.", chapter="14")
-@pytest.mark.parametrize("how", ["a rule", wrong("the default", "adds up")])
+@pytest.mark.parametrize("how", ["a rule", wrong("the default", why="adds up")])
 def test_a_rule_needs_every_gradient(how: str) -> None:
     assert [2, 7, 1] in devices()["sent"][how]
     assert [7, 1] not in devices()["sent"][how]

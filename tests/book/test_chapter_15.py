@@ -13,17 +13,13 @@ import tensorflow as tf
 from scipy.optimize import least_squares
 
 import companion
-from companion import datasets
-from tests.book.reading import ROOT, figure_data, line, notebook
-from tests.test_local_sgd import result, slope
+from tests.book.reading import figure_data, line, notebook
+from tests.kit import ROOT
+from tests.kit.cases import wrong
+from tests.kit.network import Digits, Values, loss_and_gradient
+from tests.kit.teams import result, slope
 
 CHAPTER = "15"
-Values = list[np.ndarray]
-
-
-def wrong(*values: Any, why: str) -> Any:
-    """A known-wrong variant: the test must fail for it."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=why))
 
 
 def record(name: str) -> dict[str, Any]:
@@ -44,21 +40,8 @@ def names_of(beginning: str) -> dict[str, Any]:
 @functools.cache
 def digits() -> tuple[np.ndarray, np.ndarray, Values]:
     """Images, labels and the initial weights, which Keras draws."""
-    keras.utils.set_random_seed(1)
-    layers = [keras.Input((64,)), keras.layers.Dense(32, "tanh"), keras.layers.Dense(10)]
-    initial = [weight.astype("float64") for weight in keras.Sequential(layers).get_weights()]
-    data = datasets.digits("float64")
-    return data.x_train, data.y_train, initial
-
-
-def loss_and_gradient(weights: Values, x: np.ndarray, y: np.ndarray) -> tuple[float, Values]:
-    first, first_bias, second, second_bias = weights
-    hidden = np.tanh(x @ first + first_bias)
-    logits = hidden @ second + second_bias
-    logits = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    error = (np.exp(logits) - np.eye(10)[y]) / len(y)
-    inner = (error @ second.T) * (1 - hidden**2)
-    return -logits[np.arange(len(y)), y].mean(), [x.T @ inner, inner.sum(0), hidden.T @ error, error.sum(0)]
+    net = Digits()
+    return net.x, net.y, net.weights
 
 
 @functools.cache

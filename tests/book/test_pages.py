@@ -3,14 +3,12 @@
 import json
 import pathlib
 import re
-import sys
 
 import pytest
+from book_pages import Claim, claims_page, collect_claims, performance_page
 
-from tests.book.reading import CHAPTERS, ROOT, markdown
-
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-from book_pages import Claim, claims_page, collect_claims, performance_page, plain_text
+from tests.book.reading import CHAPTERS, markdown, plain_text
+from tests.kit import ROOT
 
 CLAIMS = collect_claims()
 

@@ -11,8 +11,8 @@ import pytest
 
 from companion import exercises
 from tests.book.prose import numbers, orphans
-from tests.book.reading import CHAPTERS, ROOT, markdown, notebook
-from tests.book.test_pages import plain_text
+from tests.book.reading import CHAPTERS, markdown, notebook, plain_text
+from tests.kit import ROOT
 
 HEADINGS = ("## Try it", "## In practice", "## Sources")
 

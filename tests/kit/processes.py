@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.book.reading import ROOT
+from tests.kit import ROOT
 
 _SEVERAL_DEVICES = """
 import gc, json, os, sys
