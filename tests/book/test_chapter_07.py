@@ -121,7 +121,7 @@ def matrix() -> np.ndarray:
 
 
 @pytest.mark.parametrize("pitfall", ROWS)
-@pytest.mark.parametrize(("column", "how"), enumerate(["Keras", "plain"]))
+@pytest.mark.parametrize(("column", "how"), list(enumerate(["Keras", "plain"])))
 def test_errors_are_those_of_numpy(pitfall: str, column: int, how: str) -> None:
     windows = numpy_windows()[pitfall]
     judge = numpy_weights("large batch", pitfall, windows)
