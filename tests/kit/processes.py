@@ -22,14 +22,15 @@ os._exit(0)
 
 
 def output_of(program: str, *arguments: str, **environment: str) -> str:
-    """What a Python program prints, in the root of the project."""
+    """What a Python program prints, in the root of the project, where it may import what a test may."""
+    places = [str(ROOT), str(ROOT / "book" / "_ext"), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)} | environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
