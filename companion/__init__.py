@@ -4,22 +4,26 @@ An optimizer sees the loss only through a gradient oracle; everything here chang
 ``dir(companion)`` shows what is public: the names to import from here, and the public modules.
 """
 
+import sys as _sys
 from importlib import import_module as _import_module
 from importlib.metadata import PackageNotFoundError as _NotInstalled
 from importlib.metadata import version as _version
 from typing import Any as _Any
 
-from companion import gradient_flow, legacy, merging, word_pairs
-from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
-from companion.gradients import coalesce, moved
-from companion.implicit_euler import ImplicitEuler
-from companion.injection import InjectedModel, InjectedOptimizer, eject, inject
-from companion.local_sgd import LocalSGD, connect
-from companion.optimizers import SGD, Adam, AdamsBashforth2, Momentum, OptimisticSGD
-from companion.oracle import GradientOracle
-from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
-from companion.word2vec import SkipGram
-from companion.wrapping import CoalesceGradients
+# `python -m companion.launch` starts other processes and needs none of this, which would start TensorFlow here, too.
+# While Python looks for a module that it is to run, `sys.argv[0]` is "-m".
+if not (_sys.argv[:1] == ["-m"] and {"companion.launch", "-mcompanion.launch"} & set(_sys.orig_argv)):
+    from companion import gradient_flow, legacy, merging, word_pairs
+    from companion.accumulation import FlushAtEpochEnd, GradientAccumulation
+    from companion.gradients import coalesce, moved
+    from companion.implicit_euler import ImplicitEuler
+    from companion.injection import InjectedModel, InjectedOptimizer, eject, inject
+    from companion.local_sgd import LocalSGD, connect
+    from companion.optimizers import SGD, Adam, AdamsBashforth2, Momentum, OptimisticSGD
+    from companion.oracle import GradientOracle
+    from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
+    from companion.word2vec import SkipGram
+    from companion.wrapping import CoalesceGradients
 
 try:
     __version__ = _version("keras-optimizer-companion")

@@ -3,10 +3,14 @@ r"""Starts one script as several workers on this machine. Chapter 15 teaches it.
 .. code-block:: bash
 
    python -m companion.launch --workers 3 script.py its arguments
+   python -m companion.launch --workers 3 -m package.module its arguments
 
 Each worker is a process of its own and finds its place in the environment variable ``TF_CONFIG``, as on a cluster, so
 that the same script runs there unchanged. The launcher shows what the workers print, each line behind the number of its
 worker. If one fails, it stops all others, and ends with that worker's exit status. Workers do not outlive it.
+
+Their addresses are on loopback, but once they are connected TensorFlow's server listens on every interface, and asks
+nobody who he is: start workers on machines whose network you trust.
 """
 
 import argparse
@@ -21,23 +25,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from companion.arguments import integer, number
+
 _PR_SET_PDEATHSIG = 1
+_LONGEST_LINE = 65_536  # a worker that never ends its line must not fill the launcher's memory
 
 
 def launch(
-    workers: int, script: str | os.PathLike[str], arguments: Sequence[str] = (), grace: float = 5.0, out: Any = None
+    workers: int,
+    script: str | os.PathLike[str],
+    arguments: Sequence[str] = (),
+    grace: float = 5.0,
+    out: Any = None,
+    module: bool = False,
 ) -> int:
-    """Runs a script as several workers that reach each other through ports on loopback, and waits for them.
+    """Runs a script as several workers that reach each other on this machine, and waits for them.
 
     Args:
         workers: how many, at least 1.
-        script: the path of a Python file.
-        arguments: what it is given on its command line. Defaults to none.
+        script: the path of a Python file, or the name of a module.
+        arguments: what it is given on its command line, a list. Defaults to none.
         grace: seconds between asking workers to end and ending them, when one has failed. Defaults to 5.
-        out: the stream for what the workers print. Defaults to ``None``, standard output.
+        out: the stream for what the workers print. What it cannot encode is written with backslashes. If it breaks,
+            the workers are stopped. Defaults to ``None``, standard output.
+        module: whether ``script`` is the name of a module, as behind ``python -m``. Defaults to ``False``.
 
     Returns:
         0 if all workers have ended well, or the exit status of the one that failed first. As in a shell, that is 128
@@ -45,7 +59,8 @@ def launch(
 
     Raises:
         FileNotFoundError: there is no such script.
-        ValueError: ``workers`` is not an integer of at least 1.
+        ValueError: an argument is not one of the above.
+        OSError: writing to ``out`` has failed; it is a ``BrokenPipeError`` if its reader has gone.
 
     Example:
         >>> import io, pathlib, tempfile
@@ -59,34 +74,82 @@ def launch(
 
     Taught in chapter 15, :doc:`/notebooks/15_local_sgd`.
     """
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ValueError(f"`workers` must be an integer of at least 1. Received: workers={workers!r}")
-    if not pathlib.Path(script).is_file():
+    workers, grace = integer("workers", workers, 1), number("grace", grace, 0)
+    if isinstance(arguments, (str, bytes)) or not all(isinstance(each, (str, os.PathLike)) for each in arguments):
+        raise ValueError(f"`arguments` must be a list of strings. Received: arguments={arguments!r}")
+    if not isinstance(script, (str, os.PathLike)) or not os.fspath(script):
+        raise ValueError(f"`script` must be a path, or the name of a module. Received: script={script!r}")
+    if not module and not pathlib.Path(script).is_file():
         raise FileNotFoundError(f"`script` must be the path of a Python file. Received: script={str(script)!r}")
-    out = sys.stdout if out is None else out
+    command = [*(["-m"] if module else []), os.fspath(script), *map(os.fspath, arguments)]
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
+    stage = _Stage(sys.stdout if out is None else out)
     running: list[subprocess.Popen[str]] = []
-    readers: list[threading.Thread] = []
-    before = _raise_on_termination()
-    try:
-        for rank in range(workers):
-            running.append(_start(rank, addresses, [str(script), *arguments]))
-            readers.append(threading.Thread(target=_show, args=(running[rank], rank, out), daemon=True))
-            readers[rank].start()
-        while not any(worker.poll() for worker in running) and None in [worker.poll() for worker in running]:
-            time.sleep(0.05)
-        for rank, code in enumerate(worker.poll() for worker in running):
-            if code:
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-                out.write(f"Worker {rank} of {workers} {how}: the others are stopped.\n")
-                return code if code > 0 else 128 - code
-        return 0
-    finally:
-        _stop(running, grace)
-        for reader in readers:
-            reader.join(timeout=grace)
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    with _raise_on_termination():
+        try:
+            for rank in range(workers):
+                running.append(_start(rank, addresses, command))
+                stage.show(running[rank], rank)
+            while not (stage.error or any(worker.poll() for worker in running)):
+                if None not in [worker.poll() for worker in running]:
+                    break
+                time.sleep(0.05)
+            codes = [worker.poll() for worker in running]
+            for rank, code in enumerate(codes):
+                if code:
+                    how = (
+                        f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+                    )
+                    stage.write(f"Worker {rank} of {workers} {how}: the others are stopped.\n")
+                    break
+        finally:
+            _stop(running, grace)
+        stage.close(grace)
+    if stage.error:
+        raise stage.error
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+class _Stage:
+    """Where workers are seen. Their output is read to its end, whether or not it can be shown."""
+
+    def __init__(self, out: Any) -> None:
+        self.out, self.error = out, None  # type: Any, Exception | None
+        self.readers: list[threading.Thread] = []
+        self.moved = time.monotonic()  # when a line was last read or written; infinity during a write
+        self.lock = threading.Lock()
+
+    def show(self, worker: subprocess.Popen[str], rank: int) -> None:
+        """Begins to copy a worker's output, line by line."""
+
+        def copy() -> None:
+            assert worker.stdout is not None
+            for line in iter(lambda: worker.stdout.readline(_LONGEST_LINE), ""):  # type: ignore[union-attr]
+                self.write(f"[{rank}] {line.rstrip()}\n")
+
+        self.readers.append(threading.Thread(target=copy, daemon=True))
+        self.readers[-1].start()
+
+    def write(self, text: str) -> None:
+        """Writes a line, unless an earlier one could not be written."""
+        with self.lock:
+            if self.error is None and self.out is not None:  # a process may have no standard output
+                self.moved = float("inf")
+                try:
+                    try:
+                        self.out.write(text)
+                    except UnicodeEncodeError:
+                        encoding = self.out.encoding
+                        self.out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+                    self.out.flush()
+                except Exception as error:  # a full disk, a reader that has gone, a closed stream
+                    self.error = error
+            self.moved = time.monotonic()
+
+    def close(self, grace: float) -> None:
+        """Waits for the last lines, but not for a process that has left its worker and only holds its output open."""
+        while any(reader.is_alive() for reader in self.readers) and time.monotonic() < self.moved + grace:
+            time.sleep(0.01)
 
 
 def _start(rank: int, addresses: list[str], command: list[str]) -> subprocess.Popen[str]:
@@ -110,24 +173,19 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _show(worker: subprocess.Popen[str], rank: int, out: Any) -> None:
-    """Copies a worker's output, line by line."""
-    assert worker.stdout is not None
-    for line in worker.stdout:
-        out.write(f"[{rank}] {line.rstrip()}\n")
-        out.flush()
-
-
 def _stop(running: list[subprocess.Popen[str]], grace: float) -> None:
     """Asks those that still run to end, and after a while ends them, with all processes that they have started."""
-    for worker in running:
-        _signal(worker, signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    for worker in running:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(max(0.0, deadline - time.monotonic()))
-        _signal(worker, signal.SIGKILL)
-        worker.wait()
+    try:
+        for worker in running:
+            _signal(worker, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        for worker in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(max(0.0, deadline - time.monotonic()))
+    finally:  # also at a second Ctrl-C
+        for worker in running:
+            _signal(worker, signal.SIGKILL)
+            worker.wait()
 
 
 def _signal(worker: subprocess.Popen[str], number: signal.Signals) -> None:
@@ -135,15 +193,23 @@ def _signal(worker: subprocess.Popen[str], number: signal.Signals) -> None:
         os.killpg(worker.pid, number)
 
 
-def _raise_on_termination() -> Any:
-    """Lets SIGTERM end the launcher as Ctrl-C does. Returns the handler that was there; ``None`` in a thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
+@contextlib.contextmanager
+def _raise_on_termination() -> Iterator[None]:
+    """Lets SIGTERM and the end of the terminal end the launcher as Ctrl-C does, unless it runs in a thread."""
 
-    def end(*_: Any) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
 
-    return signal.signal(signal.SIGTERM, end)
+    here = threading.current_thread() is threading.main_thread()
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP) if here}
+    before = {each: handler for each, handler in before.items() if handler is not signal.SIG_IGN}  # nohup
+    try:
+        for each in before:
+            signal.signal(each, end)
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -166,18 +232,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m companion.launch", description=__doc__.split(". ")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m companion.launch",
+        usage="%(prog)s [-h] --workers WORKERS (script | -m module) [arguments ...]",
+        description=(__doc__ or "").split(". ")[0],
+        allow_abbrev=False,
+    )
     parser.add_argument("--workers", type=int, required=True, help="how many processes")
-    parser.add_argument("script", help="a Python file")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
-    given = parser.parse_args(arguments)
+    parser.add_argument("-m", dest="module", help="the name of a module, instead of a script")
+    parser.add_argument("script", nargs="?", help="a Python file; what follows are its arguments, whatever they are")
+    # What comes behind the script is its own; argparse would take a `--` out of it.
+    words, end = list(sys.argv[1:] if arguments is None else arguments), 0
+    while end < len(words) and words[end].startswith("-") and not words[end].startswith("-m"):
+        end += 2 if words[end] == "--workers" else 1
+    end += 2 if words[end : end + 1] == ["-m"] else 1
+    given = parser.parse_args(words[:end])
+    if not given.module and not given.script:
+        parser.error("give a script, or -m and the name of a module")
     try:
-        return launch(given.workers, given.script, given.arguments)
+        return launch(given.workers, given.module or given.script, words[end:], module=bool(given.module))
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        parser.exit(1, f"{parser.prog}: the workers are stopped, for what they print cannot be shown: {error}\n")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
+def _run_and_exit() -> None:
+    """Ends as the shell expects of any program, whatever still hangs on a stream that nobody reads."""
+    try:
+        try:
+            status = main()
+        except SystemExit as ended:
+            status = ended.code  # type: ignore[assignment]
+        if threading.active_count() == 1 and sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head`
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _run_and_exit()
