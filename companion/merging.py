@@ -7,11 +7,26 @@ share, its unmasked tokens, or the sum of its sample weights. A device whose sha
 returns a tensor of the variable's shape for each variable; every device calls it with the same numbers.
 
 Give a rule to :func:`~companion.inject` as ``merge``. Your own may be any such function.
+
+Args:
+    gradients: for each variable a tensor of shape ``(devices, *variable.shape)``.
+    weights: a tensor of shape ``(devices,)``. Only :func:`weighted_mean` looks at it.
+
+Returns:
+    A tensor of the variable's shape and dtype for each variable. float16 and bfloat16 are merged in float32.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+
+from companion.gradients import widened
+
+
+def _each(gradients: list[Any], rule: Callable[[Any], Any]) -> list[Any]:
+    """Merges the rows of each variable, half precision in float32: sums of large numbers would pass its largest."""
+    return [tf.cast(rule(widened(rows)), rows.dtype) for rows in gradients]
 
 
 def weighted_mean(gradients: list[Any], weights: Any) -> list[Any]:
@@ -20,13 +35,6 @@ def weighted_mean(gradients: list[Any], weights: Any) -> list[Any]:
     .. math::
 
        g = \frac{\sum_r w_r\, g_r}{\sum_r w_r}
-
-    Args:
-        gradients: for each variable a tensor of shape ``(devices, *variable.shape)``.
-        weights: a tensor of shape ``(devices,)``.
-
-    Returns:
-        A tensor of the variable's shape for each variable.
 
     Example:
         >>> import tensorflow as tf
@@ -37,7 +45,7 @@ def weighted_mean(gradients: list[Any], weights: Any) -> list[Any]:
     Taught in chapter 14, :doc:`/notebooks/14_merging_gradients`.
     """
     shares = weights / tf.reduce_sum(weights)
-    return [tf.tensordot(tf.cast(shares, g.dtype), g, 1) for g in gradients]
+    return _each(gradients, lambda rows: tf.tensordot(tf.cast(shares, rows.dtype), rows, 1))
 
 
 def mean(gradients: list[Any], weights: Any) -> list[Any]:
@@ -47,16 +55,9 @@ def mean(gradients: list[Any], weights: Any) -> list[Any]:
 
        g = \frac{1}{R} \sum_{r=1}^{R} g_r
 
-    Args:
-        gradients: for each variable a tensor of shape ``(devices, *variable.shape)``.
-        weights: a tensor of shape ``(devices,)``; not used.
-
-    Returns:
-        A tensor of the variable's shape for each variable.
-
     Taught in chapter 14, :doc:`/notebooks/14_merging_gradients`.
     """
-    return [tf.reduce_mean(g, 0) for g in gradients]
+    return _each(gradients, lambda rows: tf.reduce_mean(rows, 0))
 
 
 def sum(gradients: list[Any], weights: Any) -> list[Any]:
@@ -66,16 +67,9 @@ def sum(gradients: list[Any], weights: Any) -> list[Any]:
 
        g = \sum_{r=1}^{R} g_r
 
-    Args:
-        gradients: for each variable a tensor of shape ``(devices, *variable.shape)``.
-        weights: a tensor of shape ``(devices,)``; not used.
-
-    Returns:
-        A tensor of the variable's shape for each variable.
-
     Taught in chapter 14, :doc:`/notebooks/14_merging_gradients`.
     """
-    return [tf.reduce_sum(g, 0) for g in gradients]
+    return _each(gradients, lambda rows: tf.reduce_sum(rows, 0))
 
 
 def median(gradients: list[Any], weights: Any) -> list[Any]:
@@ -85,14 +79,8 @@ def median(gradients: list[Any], weights: Any) -> list[Any]:
 
        g^{(i)} = \operatorname{median}\bigl(g_1^{(i)}, \dots, g_R^{(i)}\bigr)
 
-    With an even number of devices it is the mean of the two in the middle. Not a number counts as the largest of all.
-
-    Args:
-        gradients: for each variable a tensor of shape ``(devices, *variable.shape)``.
-        weights: a tensor of shape ``(devices,)``; not used.
-
-    Returns:
-        A tensor of the variable's shape for each variable.
+    With an even number of devices it is the mean of the two in the middle. Not a number counts as the largest of all,
+    and is the answer where it comes to the middle.
 
     References:
         Yin, Chen, Ramchandran and Bartlett, 2018, "Byzantine-robust distributed learning: towards optimal statistical
@@ -100,9 +88,16 @@ def median(gradients: list[Any], weights: Any) -> list[Any]:
 
     Taught in chapter 14, :doc:`/notebooks/14_merging_gradients`.
     """
-    devices = tf.size(weights)
-    ordered = [tf.sort(tf.where(tf.math.is_nan(g), g.dtype.max, g), 0) for g in gradients]
-    return [(g[(devices - 1) // 2] + g[devices // 2]) / 2 for g in ordered]
+
+    def middle(rows: Any) -> Any:
+        devices = tf.shape(rows)[0]
+        spoken = tf.reduce_sum(tf.cast(~tf.math.is_nan(rows), "int32"), 0)
+        ordered = tf.sort(tf.where(tf.math.is_nan(rows), float("inf"), rows), 0)
+        low, high = ordered[(devices - 1) // 2], ordered[devices // 2]
+        mean = tf.where(low == high, low, low / 2 + high / 2)  # halves first: a sum may pass the largest number
+        return tf.where(devices // 2 < spoken, mean, float("nan"))
+
+    return _each(gradients, middle)
 
 
 def sign(gradients: list[Any], weights: Any) -> list[Any]:
@@ -113,14 +108,8 @@ def sign(gradients: list[Any], weights: Any) -> list[Any]:
        g^{(i)} = \operatorname{sign} \sum_{r=1}^{R} \operatorname{sign} g_r^{(i)}
 
     Every coordinate moves by the learning rate, or not at all after a tie, so it wants a far smaller one than a
-    gradient. One bit for each coordinate is all that has to travel. Not a number has no vote.
-
-    Args:
-        gradients: for each variable a tensor of shape ``(devices, *variable.shape)``.
-        weights: a tensor of shape ``(devices,)``; not used.
-
-    Returns:
-        A tensor of the variable's shape for each variable.
+    gradient. One bit for each coordinate is all that has to travel. Not a number has no vote; where nobody has one, it
+    is the answer.
 
     References:
         Bernstein, Zhao, Azizzadenesheli and Anandkumar, 2019, "signSGD with majority vote is communication efficient
@@ -128,5 +117,10 @@ def sign(gradients: list[Any], weights: Any) -> list[Any]:
 
     Taught in chapter 14, :doc:`/notebooks/14_merging_gradients`.
     """
-    votes = [tf.where(tf.math.is_nan(g), tf.zeros_like(g), tf.sign(g)) for g in gradients]
-    return [tf.sign(tf.reduce_sum(vote, 0)) for vote in votes]
+
+    def vote(rows: Any) -> Any:
+        silent = tf.math.is_nan(rows)
+        votes = tf.reduce_sum(tf.where(silent, tf.zeros_like(rows), tf.sign(rows)), 0)
+        return tf.where(tf.reduce_all(silent, 0), float("nan"), tf.sign(votes))
+
+    return _each(gradients, vote)

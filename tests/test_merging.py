@@ -86,8 +86,41 @@ def test_one_faulty_device_of_five_moves_nothing_out_of_range(name: str, faulty:
 
 @rule_by_name
 def test_dtype_stays(name: str) -> None:
-    for dtype in ("float32", "float64"):
+    for dtype in ("float16", "float32", "float64"):
         assert merged(name, np.ones((3, 2), dtype), np.ones(3, "float32")).dtype == dtype
+
+
+@rule_by_name
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_large_numbers_and_none_at_all(name: str, devices: int, dtype: str) -> None:
+    """Sums on the way pass the largest float16 where the result does not; what no device knows is not known."""
+    rows = np.full((devices, 4), 60_000.0) * np.where(np.arange(devices) % 2, -1, 1)[:, None]
+    rows[:, 1], rows[:, 2] = 50_000, np.nan
+    expected = REFERENCES[name](rows, np.ones(devices))
+    if name == "sum" and dtype == "float16" and devices > 1:
+        expected[1] = np.inf
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.testing.assert_allclose(merged(name, rows.astype(dtype), np.ones(devices, "float32")), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("devices", [2, 3, 4])
+def test_median_of_the_largest_float(devices: int) -> None:
+    rows = np.full((devices, 1), np.finfo("float32").max)
+    rows[0] /= 2
+    expected = rows[0] * 1.5 if devices == 2 else rows[1]
+    np.testing.assert_allclose(merged("median", rows.astype("float32"), np.ones(devices)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("other", [np.inf, -np.inf, 7.0])
+@pytest.mark.parametrize("silent", [1, 2])
+def test_median_orders_as_numpy_does(other: float, silent: int) -> None:
+    """Not a number is the largest of all, beyond infinity."""
+    rows = np.array([[np.nan]] * silent + [[other]] * 2 + [[1.0]])
+    count = len(rows)
+    ordered = np.sort(rows, axis=0)
+    expected = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+    np.testing.assert_array_equal(merged("median", rows, np.ones(count)), expected)
 
 
 # On one replica
