@@ -18,10 +18,11 @@ if not (_sys.argv[:1] == ["-m"] and {"companion.launch", "-mcompanion.launch"} &
     from companion.gradients import coalesce, moved
     from companion.implicit_euler import ImplicitEuler
     from companion.injection import InjectedModel, InjectedOptimizer, eject, inject
-    from companion.local_sgd import LocalSGD, connect
+    from companion.local_sgd import LocalSGD
     from companion.optimizers import SGD, Adam, AdamsBashforth2, Momentum, OptimisticSGD
     from companion.oracle import GradientOracle
     from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
+    from companion.teams import connect
     from companion.word2vec import SkipGram
     from companion.wrapping import CoalesceGradients
 

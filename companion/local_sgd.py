@@ -1,13 +1,14 @@
 r"""Several processes that train apart and average their weights every few steps. Chapter 15 of the book teaches it.
 
 Each worker has a model of its own, an ordinary one, and trains it on its own data with its own optimizer. All that
-travels is what :class:`LocalSGD` averages. ``tf.distribute.MultiWorkerMirroredStrategy`` carries it: its collectives
-notice a worker that died or does not answer. The model is not made under its scope.
+travels is what :class:`LocalSGD` averages.
 """
 
 import functools
+import itertools
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,125 +16,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from companion.agreement import description, kind_of_optimizer, names_of, settings_of
+from companion.arguments import integer
+from companion.backups import Backups
+from companion.gradients import widened
+from companion.teams import connect
+
 # A private name of Keras, which its BackupAndRestore sets, too; checked on 3.13.2 and 3.15.1.
 _INITIAL_EPOCH = "_initial_epoch"
-
-
-class Team:
-    """The workers, this one among them. :func:`~companion.connect` makes it.
-
-    Args:
-        strategy: the strategy that carries what they exchange, or ``None`` for one worker alone.
-        timeout: see :func:`~companion.connect`.
-
-    Attributes:
-        rank: the number of this worker, from 0.
-        size: how many there are.
-    """
-
-    def __init__(self, strategy: Any = None, timeout: float = 60.0) -> None:
-        self.strategy, self.timeout = strategy, timeout
-        self.size = 1 if strategy is None else strategy.num_replicas_in_sync
-        self.rank = 0 if strategy is None else int(tf.function(lambda: strategy.run(_my_rank))())
-
-    def total(self, tensors: Sequence[Any]) -> list[Any]:
-        """Returns the sums over workers. All call it with tensors of the same shapes and dtypes.
-
-        Args:
-            tensors: a list of tensors.
-
-        Raises:
-            RuntimeError: a worker has died or does not answer.
-        """
-        if self.strategy is None or not tensors:
-            return list(tensors)
-        try:
-            return self._total(list(tensors))
-        except tf.errors.OpError as error:
-            raise RuntimeError(
-                f"Worker {self.rank} of {self.size} has lost the others in an exchange: one of them has "
-                f"died, or has not answered for {self.timeout:g} s. No weight was changed by it. Start all workers "
-                f"anew; with `backup_dir` they go on from the last epoch that all of them finished. "
-                f"({type(error).__name__})"
-            ) from error
-
-    def gather(self, numbers: Sequence[float]) -> np.ndarray:
-        """Returns an array with a row of numbers from each worker.
-
-        Args:
-            numbers: the row of this worker.
-        """
-        row = tf.constant([numbers], tf.float64) * tf.one_hot([self.rank], self.size, dtype=tf.float64, axis=0)
-        return self.total([row])[0].numpy()
-
-    @functools.cached_property
-    def _total(self) -> Any:
-        """One collective for each dtype: what they cost most is the wait for each other."""
-
-        def add_up(tensors: list[Any]) -> list[Any]:
-            merged: dict[int, Any] = {}
-            for dtype in sorted({tensor.dtype.name for tensor in tensors}):
-                alike = {index: tensor for index, tensor in enumerate(tensors) if tensor.dtype.name == dtype}
-                flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in alike.values()], 0)
-                flat = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
-                pieces = tf.split(flat, [tensor.shape.num_elements() for tensor in alike.values()])
-                merged |= {
-                    index: tf.reshape(piece, alike[index].shape) for index, piece in zip(alike, pieces, strict=True)
-                }
-            return [merged[index] for index in range(len(tensors))]
-
-        return tf.function(lambda tensors: self.strategy.run(add_up, args=(tensors,)), autograph=False)
-
-
-_teams: list[Team] = []  # a process connects once
-
-
-def connect(timeout: float = 60.0) -> Team:
-    """Connects this process with the others that train with it. Call it before anything else of TensorFlow's runs.
-
-    Each worker finds its place in the environment variable ``TF_CONFIG``, which ``python -m companion.launch`` sets, or
-    a cluster's scheduler. Without it the worker is alone.
-
-    Args:
-        timeout: seconds after which a worker that does not answer counts as hung. It must be longer than the slowest
-            worker may be behind the others. Defaults to 60. A second call returns the same team.
-
-    Returns:
-        A :class:`~companion.local_sgd.Team`, whose ``rank`` is the number of this worker, and ``size`` how many there
-        are.
-
-    Raises:
-        RuntimeError: TensorFlow has run before.
-        ValueError: ``timeout`` is not a number above 0; a worker has more than one device.
-
-    Example:
-        >>> team = connect()
-        >>> team.rank, team.size
-        (0, 1)
-
-    Taught in chapter 15, :doc:`/notebooks/15_local_sgd`.
-    """
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise ValueError(f"`timeout` must be a number of seconds > 0. Received: timeout={timeout!r}")
-    if not _teams:
-        cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec().as_dict()
-        strategy, size = None, sum(map(len, cluster.values()))
-        if size > 1:
-            options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=float(timeout))
-            try:
-                strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-            except RuntimeError as error:
-                raise RuntimeError(
-                    "Workers can be connected before anything else of TensorFlow's runs, and not later: call "
-                    "`companion.connect()` at the top of the script, before models, optimizers, tensors and seeds."
-                ) from error
-            if strategy.num_replicas_in_sync != size:
-                raise ValueError(
-                    "Each worker must have one device: start a worker for each GPU, with that one alone in "
-                    f"CUDA_VISIBLE_DEVICES. Received: {strategy.num_replicas_in_sync} devices for {size} workers"
-                )
-        _teams.append(Team(strategy, timeout))
-    return _teams[0]
 
 
 class LocalSGD(keras.callbacks.Callback):
@@ -161,21 +51,31 @@ class LocalSGD(keras.callbacks.Callback):
     :func:`~companion.connect` comes first in the script, and tells each worker which part of the data is its own,
     ``x[team.rank :: team.size]`` for example.
 
-    At the beginning of ``fit`` all start from the weights of worker 0. At its end, after a number of steps that is no
-    multiple of :math:`k`, weights are averaged once more. In between, metrics, and what callbacks decide on them, are
-    each worker's own.
+    At the beginning of ``fit`` all start from the weights of worker 0, whatever their dtype. At its end, after a number
+    of steps that is no multiple of :math:`k`, weights are averaged once more; and again, plainly, where Keras has
+    written something after that, such as an open window of an accumulation or a moving average. What has no mean, such
+    as an integer, is then that of worker 0. In between, metrics, and what callbacks decide on them, are each worker's
+    own. Put this callback last in the list: it does not see what one behind it does at the end.
+
+    What must be the same everywhere is compared by name before the first step: steps, epochs, settings, the optimizer's
+    class and slots, and each weight's name, shape, dtype and whether it is trained. (Keras numbers names, ``dense_7``;
+    only the order of these numbers matters.)
 
     Args:
         every: :math:`k \ge 1`, the number of steps between two exchanges.
         warmup: the number of first steps with an exchange after each of them, as in post-local SGD. Defaults to 0.
-        outer_optimizer: a ``keras.optimizers.Optimizer`` for :math:`\Delta`. Defaults to ``None``, the plain average.
+        outer_optimizer: a ``keras.optimizers.Optimizer`` for :math:`\Delta`, the same on all workers. After layers were
+            frozen or unfrozen, the attribute is another one of its kind, with the state of what is still trained.
+            Defaults to ``None``, the plain average.
         average_slots: whether the floating point variables of the model's optimizer are averaged as well, such as
             momentum. Defaults to ``False``.
-        backup_dir: a folder where each worker keeps all of its state at the end of each epoch. A run that was cut off
-            goes on from the last epoch that all workers finished, and ends on the weights of an uninterrupted one, if
-            its data come in the same order. A run that had ended is at its end at once: give another run another
-            folder. Put this callback behind those that change the model or the learning rate. Defaults to ``None``,
-            no backup.
+        backup_dir: a folder where each worker keeps all of its state at the end of each whole epoch: the variables of
+            the model and of both optimizers, with a learning rate that a callback has set. A run that was cut off goes
+            on from the last epoch that all workers finished, and ends on the weights of an uninterrupted one, if its
+            data come in the same order. Numbers that a callback keeps for itself, such as the patience of
+            ``EarlyStopping`` or ``ReduceLROnPlateau`` and their best value, the history, and Keras's global seed are
+            not in it and begin anew. A run that had ended is at its end at once: give another run another folder.
+            Defaults to ``None``, no backup.
 
     Attributes:
         team: what :func:`~companion.connect` returns.
@@ -184,10 +84,10 @@ class LocalSGD(keras.callbacks.Callback):
 
     Raises:
         ValueError: an argument is wrong; at the beginning of ``fit``, before the first step: the model is not built,
-            ``fit`` cannot tell how many steps it makes, workers differ in their steps, epochs, settings or models, or
-            backups are not of one run.
-        RuntimeError: see :func:`~companion.connect`; in ``fit``: a worker has died, does not answer or is at another
-            step. No weight was moved by the exchange that failed.
+            ``fit`` cannot tell how many steps it makes, workers differ in what they must have alike, or backups cannot
+            be read or are not of this run. All workers raise it.
+        RuntimeError: see :func:`~companion.connect`; in ``fit``: a worker has died, does not answer, or has ended
+            training alone; the error says which. No weight was moved by the exchange that failed.
 
     Example:
         >>> local = LocalSGD(every=5)  # here alone: the average of one
@@ -214,141 +114,275 @@ class LocalSGD(keras.callbacks.Callback):
         backup_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (("every", every, 1), ("warmup", warmup, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}")
+        self.every, self.warmup = integer("every", every, 1), integer("warmup", warmup, 0)
         if outer_optimizer is not None and not isinstance(outer_optimizer, keras.optimizers.Optimizer):
             raise ValueError(
                 "`outer_optimizer` must be a keras.optimizers.Optimizer, or None for the plain average. "
                 f"Received: outer_optimizer={outer_optimizer!r}"
             )
-        self.every, self.warmup, self.average_slots = every, warmup, average_slots
-        self.outer_optimizer = outer_optimizer
+        if not isinstance(average_slots, bool):
+            raise ValueError(f"`average_slots` must be True or False. Received: average_slots={average_slots!r}")
+        if backup_dir is not None and (
+            not isinstance(backup_dir, (str, os.PathLike)) or os.path.isfile(backup_dir) or not os.fspath(backup_dir)
+        ):
+            raise ValueError(f"`backup_dir` must be the path of a folder, or None. Received: backup_dir={backup_dir!r}")
+        self.average_slots, self.outer_optimizer = average_slots, outer_optimizer
         self.backup_dir = None if backup_dir is None else pathlib.Path(backup_dir)
         self.team = connect()
         self.exchanges = self.bytes = 0
         self._step = self._step_of_last_exchange = 0
         self._anchors: list[Any] = []
+        self._resumed: Any = None
+        self._epoch: int | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Checks that all workers are about to do the same; brings them to the same weights, or to their backups."""
+        self._forget_epoch()
         self._check()
+        self._epoch, self._batch, self._told = None, -1, False
         trainable = self.model.trainable_variables
-        self.model.optimizer.build(trainable)
-        if self.outer_optimizer is not None and not self._anchors:
-            self._anchors = [keras.Variable(v.numpy(), dtype=v.dtype, name=v.name) for v in trainable]
-            self.outer_optimizer.build(self._anchors)
+        self._anchor()
         if not self._restore():
-            weights = _floating(self.model.weights)
-            values = [tf.convert_to_tensor(weight) for weight in weights]
-            _assign(weights, self.team.total(values if self.team.rank == 0 else [tf.zeros_like(v) for v in values]))
+            weights = self.model.weights
+            values = [_sent(weight) for weight in _floating(weights)]
+            values = values if self.team.rank == 0 else [tf.zeros_like(value) for value in values]
+            _assign(_floating(weights), self.team.total(values))
+            self._take_from_first([weight for weight in weights if not _floating([weight])])
             for anchor, variable in zip(self._anchors, trainable, strict=False):
                 anchor.assign(variable)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins to count the epoch's batches."""
-        self._batch = -1
+        if self._epoch is None:
+            self._compare_first_epochs(epoch)
+        self._epoch, self._batch, self._told = epoch, -1, False
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Averages the weights if it is time. With ``steps_per_execution`` several steps have gone by."""
         steps = range(self._step + 1, self._step + 1 + batch - self._batch)
         self._step, self._batch = steps[-1], batch
-        if any(step <= self.warmup or (step - self.warmup) % self.every == 0 for step in steps):
+        if any(self._is_due(step) for step in steps):
             self._exchange()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes the backup."""
-        if self.backup_dir is not None:
+        """Writes the backup of a whole epoch, and averages what the last one has left."""
+        if self.params["steps"] is not None and self._batch + 1 < self.params["steps"]:
+            self._end_early()
+        elif self.backup_dir is not None:
             self._back_up(epoch + 1)
+        if epoch + 1 == self.params["epochs"]:
+            self._exchange_rest()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Averages the weights once more, unless the last step did."""
-        if self._step > self._step_of_last_exchange:
-            self._exchange()
+        """Averages the weights once more, unless all workers hold the same."""
+        if self._epoch is None:
+            self._compare_first_epochs(self.params["epochs"])
+        elif self._epoch + 1 < self.params["epochs"] and not self._told:
+            self._end_early()
+        self._exchange_rest()
+        if self.team.size == 1:
+            return
+        digest = functools.reduce(lambda crc, w: zlib.crc32(w.numpy().tobytes(), crc), self.model.weights, 0)
+        if len(set(self._report(digest))) > 1:  # by what Keras has written since: a window, a moving average
+            floating = _floating(self.model.weights)
+            _assign(floating, self._means([_sent(weight) for weight in floating]))
+            self._take_from_first([weight for weight in self.model.weights if not _floating([weight])])
+
+    # What all workers must do alike
 
     def _check(self) -> None:
-        """Raises the error that says why training cannot begin: the same one on every worker, if they differ."""
+        """Raises the error that says why training cannot begin: the same one on every worker."""
+        for rank, problem in enumerate(self.team.texts(self._problem())):
+            if problem:
+                raise ValueError(problem if self.team.size == 1 else f"{problem} (worker {rank})")
+        for name, facts in self.team.differing(self._facts()).items():
+            lines = itertools.zip_longest(*(fact.split("\n") for fact in facts), fillvalue="nothing")
+            first = next(line for line in lines if len(set(line)) > 1)
+            raise ValueError(
+                f"All workers must have the same `{name}`, or some would wait for exchanges that never come, or what "
+                f"does not belong together would be averaged. Received: {name}=[{', '.join(first)}], by worker"
+            )
+
+    def _problem(self) -> str:
+        """Says what this worker alone can know to be wrong."""
         model, steps = self.model, self.params["steps"]
         if not model.built or model.optimizer is None:
-            raise ValueError(
+            return (
                 "The model must be built and compiled with an optimizer before `fit`: let it begin with a keras.Input, "
                 f"or call it on a batch. Received: model={model.name!r}"
             )
         if model.distribute_strategy.num_replicas_in_sync > 1:
-            raise ValueError(
+            return (
                 "LocalSGD needs an ordinary model on each worker: make it outside the scope of a strategy. Received: "
                 f"model={model.name!r} under {type(model.distribute_strategy).__name__}"
             )
         if self.outer_optimizer is not None and self.outer_optimizer is model.optimizer:
-            raise ValueError("`outer_optimizer` must be another one than the model's. Received: the same object")
+            return "`outer_optimizer` must be another one than the model's. Received: the same object"
         together = model.steps_per_execution
         if self.every % together or self.warmup % together:
-            raise ValueError(
+            return (
                 f"`every` and `warmup` must be multiples of `steps_per_execution`={together}, within which nothing can "
                 f"be exchanged. Received: every={self.every}, warmup={self.warmup}"
             )
-        settings = {
-            "steps": -1 if steps is None else steps,
-            "epochs": self.params["epochs"],
-            "every": self.every,
-            "warmup": self.warmup,
-            "average_slots": self.average_slots,
-            "outer_optimizer": self.outer_optimizer is not None,
-            "backup_dir": self.backup_dir is not None,
-            "parameters": model.count_params(),
-            "step": self._step,
-        }
-        table = self.team.gather(list(settings.values()))
-        for name, values in zip(settings, table.T.astype(int).tolist(), strict=True):
-            if len(set(values)) > 1:
-                raise ValueError(
-                    f"All workers must have the same `{name}`, or some would wait for exchanges that never come. "
-                    f"Received: {name}={values}, by worker"
-                )
         if steps is None and self.team.size > 1:
-            raise ValueError(
+            return (
                 "`fit` cannot tell how many steps an epoch has, so it is not certain that all workers make the same "
                 "number: pass `steps_per_epoch`. Received: steps=None"
             )
+        try:
+            if self.backup_dir is not None:
+                self.backup_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return f"`backup_dir` must be a folder, or one that can be made. Received: {self.backup_dir} ({error})"
+        return ""
 
-    def _exchange(self) -> None:
-        """Averages, or raises and leaves everything as it is."""
+    def _facts(self) -> dict[str, str]:
+        """What must be the same on all workers."""
+        return {
+            "steps": str(self.params["steps"]),
+            "epochs": str(self.params["epochs"]),
+            "steps_per_execution": str(self.model.steps_per_execution),
+            "every": str(self.every),
+            "warmup": str(self.warmup),
+            "average_slots": str(self.average_slots),
+            "outer_optimizer": settings_of(self.outer_optimizer),
+            "backup_dir": "a folder" if self.backup_dir else "None",
+            "step": str(self._step),
+            "optimizer": kind_of_optimizer(self.model.optimizer),
+            "weights": description(self.model, self.outer_optimizer).partition("\n")[2],
+        }
+
+    def _compare_first_epochs(self, epoch: int) -> None:
+        """Keras has told nobody of ``initial_epoch``: whoever begins no epoch at all says its last."""
+        self._forget_epoch()
+        found = self._report(epoch)
+        if len(set(found)) > 1:
+            raise ValueError(
+                "All workers must have the same `initial_epoch`, or some would wait for exchanges that never come. "
+                f"Received: initial_epoch={found}, by worker"
+            )
+
+    def _end_early(self) -> None:
+        """Says that this worker's training, or its epoch, ends before its time: as others say what they say next."""
+        self._told = True
+        if self.team.size > 1:
+            if self._others_exchange_next():
+                self._exchange(early=True)
+            else:
+                self._report(0, early=True)
+
+    def _others_exchange_next(self) -> bool:
+        """Whether those who go on will next exchange weights, and not just numbers: at a backup, or at the end."""
+        epoch, step, batch = self._epoch or 0, self._step, self._batch + 1
+        while epoch < self.params["epochs"]:
+            for _ in range(self.params["steps"] - batch):
+                step += 1
+                if self._is_due(step):
+                    return True
+            if self.backup_dir is not None and batch < self.params["steps"]:
+                return False
+            epoch, batch = epoch + 1, 0
+        return not self._is_due(step)
+
+    def _report(self, number: int, early: bool = False) -> list[int]:
+        """Exchanges a number, and no weights."""
+        table = self.team.gather([self._step, int(early), number]).astype("int64").T.tolist()
+        self._refuse_apart(table[0], table[1])
+        return table[2]
+
+    def _refuse_apart(self, steps: list[int], early: list[int]) -> None:
+        if len(set(zip(steps, early, strict=True))) > 1:
+            alone = [rank for rank, ended in enumerate(early) if ended]
+            raise RuntimeError(
+                f"Worker {self.team.rank} of {self.team.size} cannot go on: "
+                + (f"worker {', '.join(map(str, alone))} has ended early, and others have not. " if alone else "")
+                + f"They are at steps {steps}, by worker. Has a callback ended training on one of them? No weight was "
+                "changed. Let `EarlyStopping` and its like decide by what is equal on all workers, and give all of "
+                "them data for as many steps."
+            )
+
+    # Exchanges
+
+    def _is_due(self, step: int) -> bool:
+        return step <= self.warmup or (step - self.warmup) % self.every == 0
+
+    def _exchange(self, early: bool = False) -> None:
+        """Averages, or raises and leaves everything as it is. Who ends early averages nothing."""
         trainable, optimizer = self.model.trainable_variables, self.model.optimizer
         others = _floating(self.model.non_trainable_weights)
         if self.average_slots:
-            others += [v for v in _floating(optimizer.variables) if v is not optimizer.learning_rate]
-        values = [tf.convert_to_tensor(variable) for variable in (*trainable, *others)]
-        mine = tf.one_hot(self.team.rank, self.team.size) * self._step
-        *sums, steps = self.team.total([*values, mine])
-        if len(set(steps.numpy().tolist())) > 1:
-            raise RuntimeError(
-                f"Worker {self.team.rank} exchanges weights after step {self._step}, and others after another one: "
-                f"{steps.numpy().astype(int).tolist()}, by worker. Has a callback ended training on one of them? "
-                "No weight was changed."
-            )
+            others += [v for v in _floating(optimizer.variables) if v.name not in ("learning_rate", "dynamic_scale")]
+        values = [_sent(variable) for variable in (*trainable, *others)]
+        dtype = values[0].dtype if values else tf.float32
+        mine = tf.constant([[*divmod(self._step, 2**20), int(early)]], dtype)  # float32 counts no further than 2²⁴
+        *sums, table = self.team.total(
+            [*values, mine * tf.one_hot([self.team.rank], self.team.size, dtype=dtype, axis=0)]
+        )
+        high, low, ended = table.numpy().astype("int64").T
+        self._refuse_apart((high * 2**20 + low).tolist(), ended.tolist())
+        if early:
+            return
         means = [total / self.team.size for total in sums]
         if self.outer_optimizer is not None:
-            moved = zip(self._anchors, means, strict=False)
-            self.outer_optimizer.apply([anchor.value - mean for anchor, mean in moved], self._anchors)
+            moved = [tf.cast(mean, anchor.dtype) for anchor, mean in zip(self._anchors, means, strict=False)]
+            self.outer_optimizer.apply(
+                [a.value - mean for a, mean in zip(self._anchors, moved, strict=True)], self._anchors
+            )
             means[: len(trainable)] = self._anchors
         _assign([*trainable, *others], means)
+        self._count(values)
+
+    def _exchange_rest(self) -> None:
+        if self._step > self._step_of_last_exchange:
+            self._exchange()
+
+    def _means(self, values: list[Any]) -> list[Any]:
+        self._count(values)
+        return [total / self.team.size for total in self.team.total(values)]
+
+    def _count(self, values: list[Any]) -> None:
         self._step_of_last_exchange = self._step
         self.exchanges += 1
         self.bytes += sum(value.dtype.size * int(tf.size(value)) for value in values)
 
-    # Backups. Each worker writes one at the end of an epoch, and deletes the one before when all have written theirs:
-    # so whenever one is killed, there is an epoch of which all have one.
+    def _take_from_first(self, variables: list[Any]) -> None:
+        """Gives all workers what worker 0 has, byte by byte, since collectives know few dtypes."""
+        found = [np.asarray(variable.numpy()) for variable in variables]
+        letters = [tf.constant(np.frombuffer(value.tobytes(), "uint8"), tf.int32) for value in found]
+        letters = letters if self.team.rank == 0 else [tf.zeros_like(each) for each in letters]
+        for variable, value, of_first in zip(variables, found, self.team.total(letters), strict=True):
+            same = np.frombuffer(of_first.numpy().astype("uint8").tobytes(), value.dtype).reshape(value.shape)
+            if value.tobytes() != same.tobytes():
+                variable.assign(same)
+
+    def _anchor(self) -> None:
+        """Gives the outer optimizer variables of its own, and another optimizer of its kind when they are others."""
+        trainable, outer = self.model.trainable_variables, self.outer_optimizer
+        weights = self.model.weights  # all of them: names must not change with what is trained
+        name_of = dict(zip(map(id, weights), names_of(weights), strict=True))
+        names = ["_".join([name_of[id(v)].replace("/", "_"), *map(str, v.shape), v.dtype]) for v in trainable]
+        if outer is None or names == [anchor.name for anchor in self._anchors]:
+            return
+        kept = {}
+        if self._anchors:
+            kept = {variable.name: variable for variable in outer.variables}
+            self.outer_optimizer = outer = type(outer).from_config(outer.get_config())
+        pairs = zip(names, trainable, strict=True)
+        self._anchors = [keras.Variable(v.numpy(), dtype=v.dtype, name=name) for name, v in pairs]
+        outer.build(self._anchors)
+        for variable in outer.variables:
+            if variable.name in kept:
+                variable.assign(kept[variable.name])
+
+    # Backups
 
     def _restore(self) -> bool:
         """Goes back to the last epoch that all workers finished; says whether there is one."""
         if self.backup_dir is None:
             return False
-        self.backup_dir.mkdir(parents=True, exist_ok=True)
-        mine = self._backups()
-        others = [
-            path.name for path in self.backup_dir.glob("worker-*.npz") if f"-of-{self.team.size}-" not in path.name
-        ]
-        found = self.team.gather([max(mine, default=0), len(others)]).astype(int)
+        files = Backups(self.backup_dir, self.team.rank, self.team.size)
+        others = files.of_others()
+        found = self.team.gather([max(files.by_epoch(), default=0), len(others)]).astype(int)
         epoch = int(found[:, 0].min())
         if found[:, 0].max() > epoch + 1 or found[:, 1].any():
             raise ValueError(
@@ -356,41 +390,40 @@ class LocalSGD(keras.callbacks.Callback):
                 f"empty this one. Received: backup_dir={str(self.backup_dir)!r} with backups of epochs "
                 f"{found[:, 0].tolist()}, by worker, and {others} of other runs"
             )
-        if epoch:
-            with np.load(mine[epoch]) as stored:
-                values = [stored[str(index)] for index in range(len(stored) - 1)]
-                counters = stored["counters"].tolist()
-            state = self._state()
-            if [value.shape for value in values] != [tuple(variable.shape) for variable in state]:
-                raise ValueError(
-                    f"The backup is of another model or optimizer: give another `backup_dir`. Received: {mine[epoch]}"
-                )
-            for variable, value in zip(state, values, strict=True):
-                variable.assign(value.view(variable.numpy().dtype))
-            self._step, self._step_of_last_exchange, self.exchanges, self.bytes = counters
-            setattr(self.model, _INITIAL_EPOCH, epoch)
-        return epoch > 0
+        if not epoch:
+            return False
+        state = self._state()
+        problem, values, counters = files.read(epoch, description(self.model, self.outer_optimizer), state)
+        if not problem and epoch >= self.params["epochs"] and self._step == counters[0]:
+            problem = (
+                "The run in `backup_dir` has ended, and nothing would be trained: give the next `fit` another folder, "
+                f"or more `epochs`. Received: backup_dir={str(self.backup_dir)!r}, epochs={self.params['epochs']}"
+            )
+        for words in self.team.texts(problem):
+            if words:
+                raise ValueError(words)
+        _assign(state, values)
+        self._step, self._step_of_last_exchange, self.exchanges, self.bytes = counters
+        self._resumed = self.model, getattr(self.model, _INITIAL_EPOCH)
+        setattr(self.model, _INITIAL_EPOCH, epoch)
+        if epoch >= self.params["epochs"]:
+            self._exchange_rest()
+        return True
+
+    def _forget_epoch(self) -> None:
+        """Takes the epoch back that a resumed run begins with: Keras has read it, and would begin there again."""
+        if self._resumed is not None:
+            setattr(self._resumed[0], _INITIAL_EPOCH, self._resumed[1])
+        self._resumed = None
 
     def _back_up(self, epoch: int) -> None:
         """Writes this worker's backup, waits until all have written theirs, and deletes older ones."""
         assert self.backup_dir is not None
-        values = {str(index): variable.numpy() for index, variable in enumerate(self._state())}
-        counters = np.array([self._step, self._step_of_last_exchange, self.exchanges, self.bytes])
-        path = self.backup_dir / f"worker-{self.team.rank}-of-{self.team.size}-epoch-{epoch}.npz"
-        unfinished = path.with_suffix(".unfinished")
-        with unfinished.open("wb") as file:
-            np.savez(file, counters=counters, **values)
-        unfinished.replace(path)
-        self.team.gather([epoch])
-        for older, old_path in self._backups().items():
-            if older != epoch:
-                old_path.unlink()
-
-    def _backups(self) -> dict[int, pathlib.Path]:
-        """This worker's backups by their epochs."""
-        assert self.backup_dir is not None
-        paths = self.backup_dir.glob(f"worker-{self.team.rank}-of-{self.team.size}-epoch-*.npz")
-        return {int(path.stem.rpartition("-")[2]): path for path in paths}
+        files = Backups(self.backup_dir, self.team.rank, self.team.size)
+        counters = [self._step, self._step_of_last_exchange, self.exchanges, self.bytes]
+        files.write(epoch, description(self.model, self.outer_optimizer), self._state(), counters)
+        self._report(epoch)
+        files.keep_only(epoch)
 
     def _state(self) -> list[Any]:
         """Every variable that training changes, seeds of dropout included."""
@@ -398,13 +431,14 @@ class LocalSGD(keras.callbacks.Callback):
         return [*self.model.variables, *self.model.optimizer.variables, *self._anchors, *outer]
 
 
-def _my_rank() -> Any:
-    return tf.distribute.get_replica_context().replica_id_in_sync_group
-
-
 def _floating(variables: Sequence[Any]) -> list[Any]:
     """Those that have a mean."""
-    return [variable for variable in variables if "float" in str(variable.dtype)]
+    return [variable for variable in variables if variable.dtype in ("float16", "bfloat16", "float32", "float64")]
+
+
+def _sent(variable: Any) -> Any:
+    """A variable as it travels: a sum in half precision could pass its largest number."""
+    return widened(tf.convert_to_tensor(variable))
 
 
 def _assign(variables: Sequence[Any], values: Sequence[Any]) -> None:
