@@ -26,15 +26,15 @@ def description(model: Any, outer_optimizer: Any) -> str:
 
 
 def settings_of(optimizer: Any) -> str:
-    """An optimizer's classes and its configuration, as far as it is not functions or names.
+    """An optimizer's classes, and a line for each setting that is no function and no name.
 
     Args:
         optimizer: a ``keras.optimizers.Optimizer``, or ``None``.
     """
     if optimizer is None:
         return "None"
-    settings = {key: value for key, value in optimizer.get_config().items() if not callable(value)}
-    return kind_of_optimizer(optimizer) + re.sub(r"'name': ('[^']*'|None)(, )?", "", f" {settings}")
+    lines = [f"{key}={value}" for key, value in optimizer.get_config().items() if key != "name" and not callable(value)]
+    return "\n".join([kind_of_optimizer(optimizer), *(re.sub(r"'name': ('[^']*'|None)", "", line) for line in lines)])
 
 
 def kind_of_optimizer(optimizer: Any) -> str:

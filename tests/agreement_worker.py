@@ -126,8 +126,8 @@ def unfrozen(outer: Any = None) -> Any:
 def large() -> Any:
     """Half precision: the sum of two weights would pass its largest number."""
     model = network(dtype="float16")
-    model.set_weights([np.full((3, 1), one(40_000, 1), "float16"), np.zeros(1, "float16")])
-    fit(model, companion.LocalSGD(5), P.SGD(0.0))
+    model.set_weights([np.full((3, 1), 40_000 if FIRST else 1, "float16"), np.zeros(1, "float16")])
+    fit(model, companion.LocalSGD(5), P.SGD(0.0), x=0 * X)
     assert model.get_weights()[0].ravel().tolist() == [40_000] * 3
     return model
 
@@ -157,11 +157,13 @@ SCENARIOS: dict[str, Any] = {
     "stopped together at an end": lambda: fit(network(), companion.LocalSGD(4), stop=(0,)),
     # refused before the first step
     "frozen": frozen,
-    "shapes": lambda: fit(network(dense, one(lambda: L.Dense(2, False), lambda: L.Dense(3, False))), companion.LocalSGD(3)),
+    "shapes": lambda: fit(
+        network(dense, one(lambda: L.Dense(2), lambda: L.Dense(2, use_bias=False))), companion.LocalSGD(3)
+    ),
     "order": lambda: named(one("a b", "b a")),
     "dtypes": lambda: fit(network(dtype=one("float64", "float32")), companion.LocalSGD(3)),
     "optimizers": lambda: fit(network(), companion.LocalSGD(3), one(P.SGD(), P.Adam())),
-    "slots": lambda: fit(network(), companion.LocalSGD(3), P.SGD(momentum=one(0, 0.9))),
+    "slots": lambda: fit(network(), companion.LocalSGD(3), P.SGD(momentum=one(0.0, 0.9))),
     "outer optimizers": lambda: fit(network(), companion.LocalSGD(3, outer_optimizer=P.SGD(one(0.7, 0.5)))),
     "unbuilt": lambda: fit(one(network(), K.Sequential([L.Dense(1)])), companion.LocalSGD(3), batch_size=one(4, 24)),
     "initial epochs": lambda: fit(network(), companion.LocalSGD(3), initial_epoch=one(0, 1)),

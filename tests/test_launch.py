@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import companion.launch
 from companion.launch import launch, main
 
 
@@ -123,11 +122,10 @@ def test_one_fails_and_all_are_stopped(
     assert nobody_has(str(tmp_path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_workers_do_not_outlive_the_launcher(script: Any, tmp_path: pathlib.Path, number: signal.Signals) -> None:
     path = script("open(sys.argv[1] + os.environ['TF_CONFIG'][-3], 'w').write('here')\ntime.sleep(100)")
-    program = ["-m", "companion.launch"] if number == signal.SIGINT else [companion.launch.__file__]
-    command = [sys.executable, *program, "--workers", "2", str(path), str(tmp_path / "process-")]
+    command = [sys.executable, "-m", "companion.launch", "--workers", "2", str(path), str(tmp_path / "process-")]
     launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     files = [tmp_path / f"process-{rank}" for rank in range(2)]
     deadline = time.monotonic() + 120
@@ -163,6 +161,9 @@ def test_missing_script() -> None:
         (["--workers", "two", "script.py"], "invalid int value"),
         (["--workers", "0", "{script}"], "`workers` must be an integer of at least 1"),
         (["--workers", "2", "no.py"], "`script` must be the path"),
+        (["--workers", "2"], "give a script, or -m and the name of a module"),
+        (["--workers", "2", "-m"], "expected one argument"),
+        (["--work", "2", "{script}"], "--work"),
     ],
 )
 def test_command_line_says_what_is_wrong(script: Any, capsys: Any, arguments: list[str], words: str) -> None:
@@ -182,3 +183,127 @@ def test_environment_is_handed_on(script: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("OF_THE_TEST", "yes")
     assert ran(1, script("print(os.environ['OF_THE_TEST'])")) == (0, ["[0] yes"])
     assert "TF_CONFIG" not in os.environ
+
+
+@pytest.mark.parametrize("given", [["--", "a"], ["a", "--", "b", "--"], ["-m", "x"], ["--workers=3", "-h"], [""]])
+@pytest.mark.parametrize("how", ["script", "module", "mmodule", "dashes"])
+def test_arguments_are_those_of_the_script(
+    script: Any, capfd: Any, monkeypatch: Any, given: list[str], how: str
+) -> None:
+    path = script("print(sys.argv[1:], __name__)")
+    monkeypatch.chdir(path.parent)
+    what = {"script": [str(path)], "module": ["-m", "script"], "mmodule": ["-mscript"], "dashes": ["--", str(path)]}[
+        how
+    ]
+    assert main(["--workers=1", *what, *given]) == 0
+    assert capfd.readouterr().out == f"[0] {given} __main__\n"
+
+
+@pytest.mark.parametrize("arguments", ["abc", b"abc", [1], [None], ["a", b"b"]])
+def test_arguments_are_a_list_of_strings(script: Any, arguments: Any) -> None:
+    with pytest.raises(ValueError, match=r"`arguments` must be a list of strings\. Received: arguments="):
+        launch(1, script("print('never')"), arguments)
+
+
+def test_the_launcher_does_not_start_tensorflow(script: Any) -> None:
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "companion.launch",
+        "--workers",
+        "1",
+        str(script("print('here')")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[0] here\n"
+    assert "companion.arguments" in done.stderr
+    assert "tensorflow" not in done.stderr
+    assert "keras." not in done.stderr
+
+
+# A run ends, whatever closes, dies or floods
+
+WORKERS = {
+    "lines": "for i in range(30_000): print('line', i, chr(0x2501))",
+    "no line ends": "for _ in range(3_000): sys.stdout.write('x' * 1_000)",
+    "dies": "print('x' * 200_000); sys.exit(7)",
+    "closes": "print('x'); os.close(1); os.close(2); time.sleep(0.2)",
+    "leaves a child": "print('x', flush=True); os.fork() or (os.setsid(), time.sleep(20))",
+    "is not text": "sys.stdout.buffer.write(bytes(range(256)) * 500)",
+}
+
+
+class Stream(io.StringIO):
+    """Breaks after some lines, in one of several ways."""
+
+    def __init__(self, error: Any, lines: int) -> None:
+        super().__init__()
+        self.error, self.left = error, lines
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("stream", ["whole", "ascii", "closed", "reader gone", "disk full"])
+@pytest.mark.parametrize("does", WORKERS)
+def test_a_run_ends(script: Any, does: str, stream: str) -> None:
+    started = time.monotonic()
+    errors = {"reader gone": BrokenPipeError(), "disk full": OSError(28, "full"), "closed": ValueError("closed file")}
+    out: Any = Stream(errors[stream], 0 if stream == "closed" else 2) if stream in errors else io.StringIO()
+    if stream == "ascii":
+        out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    try:
+        found: Any = launch(2, script(WORKERS[does]), out=out, grace=1.0)
+    except (OSError, ValueError) as error:
+        found = error
+    assert time.monotonic() - started < 60
+    few = does in ("closes", "leaves a child", "is not text", "dies")  # they may end before anything breaks
+    if stream in errors:
+        assert found is errors[stream] or (few and stream != "closed")
+    else:
+        assert found == (7 if does == "dies" else 0)
+    if does == "lines" and stream == "ascii":
+        text = out.buffer.getvalue().decode()
+        assert text.count("\n") == 60_000
+        assert "line 29999 \\u2501" in text
+    if does == "no line ends" and stream == "whole":
+        assert out.getvalue().count("x") == 6_000_000
+
+
+def test_head_ends_it_as_any_program(script: Any, tmp_path: pathlib.Path) -> None:
+    path = script("while True: print('line')")
+    command = [sys.executable, "-m", "companion.launch", "--workers", "2", str(path), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stderr is not None
+        launcher.stdout.readline()
+        launcher.stdout.close()
+        assert launcher.wait(60) == -signal.SIGPIPE
+        assert launcher.stderr.read() == b""
+    assert nobody_has(str(tmp_path))
+
+
+@pytest.mark.parametrize("closing", [">&-", "> /dev/full"])
+def test_no_place_for_output(script: Any, closing: str) -> None:
+    command = f"{sys.executable} -m companion.launch --workers 1 {script('print(1)')} {closing}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "cannot be shown" in done.stderr) == ((0, False) if closing == ">&-" else (1, True))
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_sleeps_does_not_hold_it(script: Any, tmp_path: pathlib.Path) -> None:
+    """Nobody reads, so everything waits; and SIGTERM ends it."""
+    path = script("while True: print('line')")
+    command = [sys.executable, "-m", "companion.launch", "--workers", "1", str(path), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        launcher.stdout.readline()
+        time.sleep(1)
+        launcher.terminate()
+        assert launcher.wait(60) == 128 + signal.SIGTERM
+    assert nobody_has(str(tmp_path))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import companion
-from companion import local_sgd
+from companion import local_sgd, teams
 from companion.launch import _free_ports as free_ports
 from tests.kit.teams import BATCH, BY_NAME, EXAMPLES, RATE, WORKER, examples, found, result, slope, start
 
@@ -202,6 +202,9 @@ def test_workers_at_different_steps_notice() -> None:
         ({"every": True}, "Received: every=True"),
         ({"every": 2, "warmup": -1}, "`warmup` must be an integer of at least 0. Received: warmup=-1"),
         ({"every": 2, "outer_optimizer": "sgd"}, "`outer_optimizer` must be a keras.optimizers.Optimizer"),
+        ({"every": 2, "average_slots": "yes"}, "`average_slots` must be True or False. Received: average_slots='yes'"),
+        ({"every": 2, "backup_dir": __file__}, "`backup_dir` must be the path of a folder, or None. Received: backup_"),
+        ({"every": 2, "backup_dir": 3}, "`backup_dir` must be the path of a folder, or None. Received: backup_dir=3"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
@@ -209,9 +212,9 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
         companion.LocalSGD(**arguments)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, "60", True, None])
+@pytest.mark.parametrize("timeout", [0, -1, "60", True, None, float("nan"), float("inf")])
 def test_bad_timeout(timeout: Any) -> None:
-    with pytest.raises(ValueError, match=r"`timeout` must be a number of seconds > 0\. Received: timeout="):
+    with pytest.raises(ValueError, match=r"`timeout` must be a number in \(0, inf\)\. Received: timeout="):
         companion.connect(timeout)
 
 
@@ -229,7 +232,7 @@ def test_team_must_come_first(monkeypatch: Any) -> None:
     keras.ops.ones(1)
     place = {"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(place))
-    monkeypatch.setattr(local_sgd, "_teams", [])
+    monkeypatch.setattr(teams, "_teams", [])
     with pytest.raises(RuntimeError, match=r"call `companion.connect\(\)` at the top of the script"):
         companion.connect()
 
@@ -280,6 +283,61 @@ def test_backups_of_another_run_are_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "worker-0-of-1-epoch-1.npz").rename(tmp_path / "worker-0-of-2-epoch-1.npz")
     with pytest.raises(ValueError, match="`backup_dir` must hold the backups of one run, of 1 workers"):
         alone(tmp_path, 2)
+
+
+def one_layer(optimizer: Any, local: Any, epochs: int, *callbacks: Any) -> tuple[keras.Model, list[int]]:
+    """A model after training, and the epochs that it made."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(optimizer, "mse", run_eagerly=True)
+    x, y = np.ones((8, 2)), np.ones((8, 1))
+    return model, model.fit(x, y, epochs=epochs, verbose=0, callbacks=[*callbacks, local]).epoch
+
+
+def test_what_a_resumed_run_does_and_does_not_bring_back(tmp_path: pathlib.Path) -> None:
+    """The rate that a callback has set does, the class of the optimizer must, and Keras's first epoch must not."""
+
+    def local() -> Any:
+        return companion.LocalSGD(1, backup_dir=tmp_path)
+
+    halve = keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=1e9)
+    halved, _ = one_layer(keras.optimizers.SGD(0.5, momentum=0.9), local(), 2, halve)
+    with pytest.raises(ValueError, match="backup is of another model or optimizer, with SGD and outside None where"):
+        one_layer(keras.optimizers.Lion(0.5), local(), 3)
+    again = local()
+    model, epochs = one_layer(keras.optimizers.SGD(0.5, momentum=0.9), again, 3)
+    assert epochs == [2]
+    assert float(model.optimizer.learning_rate) == float(halved.optimizer.learning_rate) < 0.5
+    x, y = np.ones((8, 2)), np.ones((8, 1))
+    assert model.fit(x, y, epochs=2, verbose=0, callbacks=[companion.LocalSGD(1)]).epoch == [0, 1]
+    assert model.fit(x, y, epochs=2, verbose=0).epoch == [0, 1]
+    with pytest.raises(ValueError, match="The run in `backup_dir` has ended, and nothing would be trained"):
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[again])
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"nothing of the kind", None], ids=["empty", "cut", "foreign", "keys"])
+def test_a_broken_backup_is_named(tmp_path: pathlib.Path, content: bytes | None) -> None:
+    one_layer("sgd", companion.LocalSGD(1, backup_dir=tmp_path), 1)
+    path = tmp_path / "worker-0-of-1-epoch-1.npz"
+    if content is None:
+        np.savez(path, weights=np.ones(3))
+    else:
+        path.write_bytes(content)
+    (tmp_path / "worker-0-of-1-epoch-x.npz").write_text("no backup of ours")
+    words = "The backup cannot be read. Empty this folder, and the run begins anew, or give another `backup_dir`"
+    with pytest.raises(ValueError, match=re.escape(f"{words}. Received: {path}")):
+        one_layer("sgd", companion.LocalSGD(1, backup_dir=tmp_path), 2)
+
+
+def test_an_epoch_that_was_not_whole_is_not_backed_up(tmp_path: pathlib.Path) -> None:
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.stop_training = True
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    local = companion.LocalSGD(1, backup_dir=tmp_path)
+    model.fit(np.ones((8, 2)), np.ones((8, 1)), batch_size=4, epochs=2, verbose=0, callbacks=[Stop(), local])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_private_name_is_where_it_was() -> None:
