@@ -9,7 +9,8 @@ import pytest
 
 from tools.kernel import prepare_environment
 
-collect_ignore = ["tests/local_sgd_worker.py"]  # a script: it looks for its team as soon as it is imported
+# Scripts: they look for their team as soon as they are imported.
+collect_ignore = ["tests/local_sgd_worker.py", "tests/agreement_worker.py"]
 pytest.register_assert_rewrite("tests.kit")
 EXAMPLES, EXAMPLES_IF_SLOW = 10, 1000
 

@@ -1,6 +1,5 @@
 """Holds what `companion.LocalSGD` promises of all workers' weights, and who is named when they cannot be alike."""
 
-import functools
 import io
 import json
 import pathlib
@@ -13,11 +12,12 @@ import pytest
 
 from companion.agreement import names_of
 from companion.launch import launch
+from tests.kit.shared import once_a_run
 
 WORKER = pathlib.Path(__file__).parent / "agreement_worker.py"
 
 
-@functools.cache
+@once_a_run
 def results() -> list[dict[str, Any]]:
     """What all scenarios came to on two workers, in one launch."""
     with tempfile.TemporaryDirectory() as folder:
