@@ -89,18 +89,23 @@ def wait_for_all(addresses: list[str], rank: int, timeout: float) -> None:
         )
 
 
+def _name(rank: int, size: int) -> str:
+    return f"companion {rank} of {size}\n"
+
+
 def _let_in(server: socket.socket, size: int, deadline: float) -> str:
     """Worker 0 waits until all others have knocked, and tells them to go on. Returns who is missing."""
     here: dict[int, socket.socket] = {}
+    expected = {_name(rank, size): rank for rank in range(1, size)}
     with contextlib.ExitStack() as stack:
         while len(here) < size - 1:
             server.settimeout(max(0.001, deadline - time.monotonic()))
             try:
                 caller = stack.enter_context(server.accept()[0])
                 caller.settimeout(1.0)
-                name, _, number = caller.recv(64).decode().partition(" ")
-                if name == f"companion-{size}" and number.isdigit():  # others may knock at an open port, too
-                    here[int(number)] = caller
+                name = caller.recv(64).decode()
+                if name in expected:  # others may knock at an open port, too
+                    here[expected[name]] = caller
             except (OSError, ValueError):
                 if time.monotonic() > deadline:
                     return f"workers {sorted(set(range(1, size)) - set(here))} did not come"
@@ -119,7 +124,7 @@ def _knock(addresses: list[str], rank: int, deadline: float) -> str:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=left) as door:
                 problem = "worker 0 is there, but another one is not"
                 door.settimeout(max(0.001, deadline - time.monotonic()))
-                door.sendall(f"companion-{len(addresses)} {rank}".encode())
+                door.sendall(_name(rank, len(addresses)).encode())
                 if door.recv(2) == b"go":
                     return ""
         except OSError as error:

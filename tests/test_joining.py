@@ -98,7 +98,7 @@ def test_all_go_on_when_all_are_there() -> None:
     def knock(where: list[str]) -> None:
         """Somebody who does not belong to them."""
         host, _, port = where[0].rpartition(":")
-        for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"companion-3 7", b"\xff"):
+        for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"companion 7 of 3\n", b"companion 1 of 2\n", b"\xff"):
             deadline = time.monotonic() + 5
             while time.monotonic() < deadline:
                 try:
