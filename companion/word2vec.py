@@ -5,6 +5,7 @@ tables are, so what a step costs depends on whether anything in it goes through 
 """
 
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,16 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from companion.gradients import coalesce
-from companion.optimizers import SGD, Momentum
+from companion.arguments import choice, integer
+from companion.gradients import coalesce, scaled
+from companion.optimizers import SGD, AdamsBashforth2, Momentum, OptimisticSGD
 from companion.word_pairs import read_windows
 from companion.word_pairs import skip_gram_pairs as skip_gram_pairs
 from companion.word_pairs import vocabulary as vocabulary
+from companion.wrapping import CoalesceGradients, wrapped_by
+
+_ADD_UP = (SGD, Momentum, OptimisticSGD, AdamsBashforth2, keras.optimizers.SGD, keras.optimizers.Lion)
+_LEAVE_AS_IS = (CoalesceGradients, keras.optimizers.LossScaleOptimizer)
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -51,8 +57,8 @@ class SkipGram(keras.Model):
         negatives: :math:`K`, number of random words for each pair. Defaults to 5.
         gradients: ``"closed_form"``, the formulas above, or ``"autodiff"``, two ``Embedding`` layers and a gradient
             tape, as one would write it in Keras. Defaults to ``"closed_form"``.
-        words: the words of the rows, for :meth:`most_similar` and :meth:`save_word2vec_format`; they are saved with
-            the model. Defaults to ``None``.
+        words: the words of the rows, or numbers of items, for :meth:`most_similar` and :meth:`save_word2vec_format`;
+            they are saved with the model. Defaults to ``None``.
         seed: of the initial vectors. Defaults to ``None``.
         **kwargs: those of ``keras.Model``: ``name``, ``dtype``.
 
@@ -62,8 +68,9 @@ class SkipGram(keras.Model):
         contexts: that of the :math:`v`. Initially zero.
 
     Raises:
-        ValueError: an argument is not what it should be; at the first step, ``compile`` was given a loss or the data
-            do not fit ``negatives``.
+        ValueError: an argument is not what it should be; at the first step, ``compile`` was given a loss or metrics,
+            nothing is trainable, or the data are not pairs or windows: with labels, with ``sample_weight``, or with
+            another number of ``negatives``.
 
     Example:
         >>> text = [["the", "cat", "sat"], ["the", "dog", "sat"]] * 50
@@ -88,21 +95,25 @@ class SkipGram(keras.Model):
         dimension: int = 100,
         negatives: int = 5,
         gradients: str = "closed_form",
-        words: Sequence[str] | None = None,
+        words: Sequence[Any] | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.vocabulary_size = _integer("vocabulary_size", vocabulary_size, 2)
-        self.dimension = _integer("dimension", dimension, 1)
-        self.negatives = _integer("negatives", negatives, 1)
-        if gradients not in ("closed_form", "autodiff"):
-            raise ValueError(f"`gradients` must be 'closed_form' or 'autodiff'. Received: gradients={gradients!r}")
-        self.gradients, self.seed = gradients, seed
-        self.vocabulary = None if words is None else tuple(words)
-        different = self.vocabulary_size if self.vocabulary is None else len(set(self.vocabulary))
-        if not different == self.vocabulary_size == len(self.vocabulary or range(self.vocabulary_size)):
-            raise ValueError(f"`words` must have {self.vocabulary_size} different entries. Received: {different}")
+        self.vocabulary_size = integer("vocabulary_size", vocabulary_size, 2)
+        self.dimension = integer("dimension", dimension, 1)
+        self.negatives = integer("negatives", negatives, 1)
+        self.gradients, self.seed = choice("gradients", gradients, ("closed_form", "autodiff")), seed
+        self.vocabulary: tuple[Any, ...] | None = None
+        if words is not None:
+            self.vocabulary = tuple(word.item() if isinstance(word, np.generic) else word for word in words)
+            if isinstance(words, str | bytes) or not (
+                len(set(self.vocabulary)) == len(self.vocabulary) == self.vocabulary_size
+            ):
+                raise ValueError(
+                    f"`words` must be a list of `vocabulary_size` = {self.vocabulary_size} different words. Received: "
+                    f"{len(set(self.vocabulary))} different entries in words={words!r:.60}"
+                )
         if self.dtype_policy.name not in ("float32", "float64"):
             raise ValueError(f"`dtype` must be float32 or float64. Received: dtype={self.dtype_policy.name}")
         bound = 0.5 / self.dimension
@@ -122,6 +133,11 @@ class SkipGram(keras.Model):
 
     def call(self, inputs: tuple[Any, Any]) -> Any:
         """Returns the scores, of shape ``(batch, 1 + negatives)``: larger for candidates more likely to be near."""
+        if len(inputs) != 2:
+            raise ValueError(
+                "Scores are those of `(centres, candidates)`, as `word_pairs.skip_gram_pairs` makes them; of windows, "
+                f"`word_pairs.read_windows(*windows, negatives)[:2]`. Received: {len(inputs)} arrays"
+            )
         centres, candidates = inputs
         to_each = "bd,bkd->bk" if len(centres.shape) == 1 else "bcd,bkd->bck"
         return ops.einsum(to_each, self.centres(centres), self.contexts(candidates))
@@ -151,15 +167,37 @@ class SkipGram(keras.Model):
         tables = [self.centres.embeddings.value, self.contexts.embeddings.value]
         return loss, tape.gradient(loss, tables)
 
+    def fit(self, *arguments: Any, **options: Any) -> Any:
+        """Trains as every Keras model does, but refuses ``sample_weight``, which Keras drops if there are no labels."""
+        return super().fit(*arguments, **_unweighted(options))
+
+    def evaluate(self, *arguments: Any, **options: Any) -> Any:
+        """Evaluates as every Keras model does, but refuses ``sample_weight``."""
+        return super().evaluate(*arguments, **_unweighted(options))
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """Makes one step on a batch of pairs, or of windows."""
         batch, pairs = self._unpack(data)
+        layers = list(wrapped_by(self.optimizer))
+        if any(getattr(layer, "normalize", None) == "weight" for layer in layers):
+            raise ValueError(
+                "`normalize` must be 'sum' or 'mean' for a SkipGram: its loss is a sum over pairs, divided by nothing. "
+                "Received: normalize='weight'"
+            )
+        tables = [table for table in (self.centres, self.contexts) if table.trainable]
+        if not tables:
+            raise ValueError(
+                "Nothing is trainable: set `trainable` of the model, or of its `centres` or `contexts`, to True, and "
+                f"compile it again. Received: trainable={self.trainable}"
+            )
         loss, gradients = getattr(self, self.gradients)(*batch)
-        if not _adds_up(self.optimizer):
+        gradients = [gradients[table is self.contexts] for table in tables]
+        if self.optimizer.loss_scale_factor is not None:  # Keras cannot divide a sparse gradient by it
+            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        elif not _adds_up(layers):
             gradients = [coalesce(gradient) for gradient in gradients]
-        tables = (self.centres, self.contexts)
-        moved = [(g, table.embeddings) for g, table in zip(gradients, tables, strict=True) if table.trainable]
-        self.optimizer.apply(*zip(*moved, strict=True))
+        factor = self.optimizer.scale_loss(1.0)
+        self.optimizer.apply([scaled(g, factor) for g in gradients], [table.embeddings for table in tables])
         return self._log(loss, pairs)
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -183,8 +221,21 @@ class SkipGram(keras.Model):
         """The arguments of ``closed_form``, and how many pairs they are."""
         if self.compiled and self.loss is not None:
             raise ValueError(f"`loss` must be left out: a SkipGram has its own. Received: compile(loss={self.loss!r})")
-        batch, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        if len(batch) > 2:
+        # Keras has no public name for the metrics given to `compile`; it calls them so in 3.13.2 and 3.15.1.
+        if any(metric.name == "compile_metrics" for metric in super().metrics):
+            raise ValueError("`metrics` must be left out of `compile`: a SkipGram shows the mean loss of a pair")
+        batch, *others = data if isinstance(data, (tuple, list)) else (data,)
+        if (
+            any(other is not None for other in others)
+            or not isinstance(batch, (tuple, list))
+            or len(batch) not in (2, 4)
+        ):
+            raise ValueError(
+                "The data must be `((centres, candidates),)` or `((text, left, right, drawn),)`, one tuple in another, "
+                "as `word_pairs` makes them, without labels and without `sample_weight`: each pair counts once. "
+                f"Received: {len(others) + 1} parts"
+            )
+        if len(batch) == 4:
             text, left, right, drawn = batch
             batch = read_windows(text, left, right, drawn, self.negatives, self.compute_dtype)
             return batch, tf.reduce_sum(batch[2])
@@ -205,7 +256,7 @@ class SkipGram(keras.Model):
         """Returns the words whose vectors make the smallest angle with a word's, and the cosines of the angles.
 
         Args:
-            word: a word, or the number of a row.
+            word: a word; or the number of a row, unless there are words and numbers among them.
             count: how many. Defaults to 10.
 
         Returns:
@@ -213,12 +264,15 @@ class SkipGram(keras.Model):
 
         Raises:
             KeyError: there is no such word or row.
+            ValueError: ``count`` is not an integer of at least 0.
         """
-        names = self.vocabulary if self.vocabulary is not None else range(self.vocabulary_size)
-        is_row = isinstance(word, (int, np.integer)) and 0 <= word < self.vocabulary_size
-        if not is_row and word not in names:
+        count = integer("count", count, 0)
+        names = range(self.vocabulary_size) if self.vocabulary is None else self.vocabulary
+        is_row = isinstance(word, (int, np.integer)) and not any(isinstance(name, int) for name in names)
+        rows: Sequence[Any] = range(self.vocabulary_size) if is_row else names
+        if word not in rows:
             raise KeyError(f"{word!r} is not in the vocabulary")
-        row = int(word) if is_row else names.index(word)  # type: ignore[arg-type]
+        row = rows.index(word)
         vectors = self.centres.embeddings.numpy()
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
         cosines = vectors @ vectors[row]
@@ -230,18 +284,27 @@ class SkipGram(keras.Model):
 
         Args:
             path: the file to write: a line with the size, then for each word a line with its name and its numbers.
+                Whatever happens, it is whole or as it was.
 
         Raises:
-            ValueError: the model has no words, or a word has white space in it or nothing.
+            ValueError: the model has no words, or a word has white space in it or nothing, or is written as another.
         """
         if self.vocabulary is None:
             raise ValueError("The model must have been made with `words` to write them into a file")
-        if unfit := [word for word in self.vocabulary if word.split() != [word]]:
+        words = [str(word) for word in self.vocabulary]
+        if unfit := [word for word in words if word.split() != [word]]:
             raise ValueError(f"The format has no place for words with white space in them. Received: {unfit[:3]}")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(f"{self.vocabulary_size} {self.dimension}\n")
-            for word, vector in zip(self.vocabulary, self.centres.embeddings.numpy(), strict=True):
-                file.write(f"{word} {' '.join(map(str, vector.tolist()))}\n")
+        if len(set(words)) != len(words):
+            raise ValueError("The format has no place for different words that are written alike, such as 1 and '1'")
+        part = pathlib.Path(f"{os.fsdecode(path)}.part")
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.write(f"{self.vocabulary_size} {self.dimension}\n")
+                for word, vector in zip(words, self.centres.embeddings.numpy(), strict=True):
+                    file.write(f"{word} {' '.join(map(str, vector.tolist()))}\n")
+            part.replace(os.fsdecode(path))
+        finally:
+            part.unlink(missing_ok=True)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for saving."""
@@ -254,13 +317,14 @@ def _loss(scores: Any, near: Any, weight: Any) -> Any:
     return tf.reduce_sum(weight * tf.nn.softplus(scores) - near * scores)
 
 
-def _adds_up(optimizer: Any) -> bool:
-    """Whether an optimizer does nothing with a gradient but add it, so that rows may come in parts."""
-    clips = (optimizer.clipnorm, optimizer.clipvalue, optimizer.global_clipnorm)
-    return type(optimizer) in (keras.optimizers.SGD, SGD, Momentum) and clips == (None, None, None)
+def _unweighted(options: dict[str, Any]) -> dict[str, Any]:
+    given = [name for name in ("sample_weight", "class_weight") if options.get(name) is not None]
+    if given:
+        raise ValueError(f"`{given[0]}` must be left out: in a SkipGram each pair counts once. Leave pairs out instead")
+    return options
 
 
-def _integer(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"`{name}` must be an integer ≥ {least}. Received: {name}={value!r}")
-    return int(value)
+def _adds_up(layers: list[Any]) -> bool:
+    """Whether an optimizer adds the rows of a gradient up before it does anything else, so that they may repeat."""
+    clips = any((layer.clipnorm, layer.clipvalue, layer.global_clipnorm) != (None, None, None) for layer in layers)
+    return not clips and all(type(layer) in _ADD_UP + _LEAVE_AS_IS for layer in layers)

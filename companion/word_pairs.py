@@ -7,64 +7,76 @@ all words of it, and all its pairs share their random words.
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from companion.arguments import integer, number
+
 CHUNK = 2**17
 """Words of running text from which pairs are made and shuffled together."""
 
+SECTION = CHUNK // 8
+"""Words after which a document is cut: what stands before a cut and what stands behind it are no neighbours."""
 
-def vocabulary(documents: Sequence[Sequence[str]], min_count: int = 5, max_size: int | None = None) -> list[str]:
+
+def vocabulary(documents: Iterable[Iterable[Any]], min_count: int = 5, max_size: int | None = None) -> list[Any]:
     """Lists the words of a text, the most frequent first; equally frequent ones in the order of the alphabet.
 
     Args:
-        documents: lists of words.
+        documents: lists of words; or of the numbers of items, if that is what stands near each other.
         min_count: how often a word must occur. Defaults to 5.
         max_size: how many words at most. Defaults to ``None``, all.
 
     Returns:
         A list of words.
 
+    Raises:
+        ValueError: ``documents`` are strings and not lists of words, or a number is not what it should be.
+
     Example:
         >>> vocabulary([["b", "a", "b"], ["c", "a"]], min_count=2)
         ['a', 'b']
     """
-    counts = Counter(itertools.chain.from_iterable(documents))
+    integer("min_count", min_count, 0)
+    if max_size is not None:
+        integer("max_size", max_size, 1)
+    counts = Counter(itertools.chain.from_iterable(_lists(documents)))
     ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
     return [word for _, word in ranked[:max_size]]
 
 
 def skip_gram_pairs(
-    documents: Sequence[Sequence[str]],
-    words: Sequence[str],
+    documents: Iterable[Iterable[Any]],
+    words: Sequence[Any],
     window: int = 5,
     negatives: int = 5,
     batch_size: int = 1024,
     subsample: float | None = 1e-3,
     power: float = 0.75,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> tf.data.Dataset:
     r"""Makes the pairs that a :class:`~companion.SkipGram` is trained on, anew in each pass.
 
     Words that are not in the vocabulary are left out first, then frequent ones at random: one that makes up the share
     :math:`f` of the text is kept with probability :math:`\sqrt{t/f} + t/f`. Around each word a window of random size
     is drawn, and it is paired with every word in it. Each pair gets random words, drawn with probability proportional
-    to their counts to the power of 0.75; one that equals the neighbour is drawn again. Pairs are shuffled
-    within about 130,000 words of text. The number of batches is the expected one, so that ``fit`` can tell how long it
-    takes; say ``fit(pairs, shuffle=False)``, or Keras warns that it does not shuffle a dataset.
+    to their counts to the power of 0.75; one that equals the neighbour is drawn again. Documents come in another order
+    in each pass, those of more than 16,384 words in parts of that length, and pairs are shuffled within about 130,000
+    words of text. The number of batches is the expected one, so that ``fit`` can tell how long it takes; say
+    ``fit(pairs, shuffle=False)``, or Keras warns that it does not shuffle a dataset.
 
     Args:
-        documents: lists of words. A window does not reach into another document.
-        words: the vocabulary: the place of a word in it is its number.
+        documents: lists of words, which are read once. A window does not reach into another document.
+        words: the vocabulary, all different: the place of a word in it is its number.
         window: the largest distance of a pair; each is as likely as any smaller one. Defaults to 5.
         negatives: random words for each pair. Defaults to 5.
         batch_size: pairs in a batch. Defaults to 1024.
         subsample: :math:`t`, or ``None`` to keep every word. Defaults to 1e-3.
         power: the exponent of the counts. Defaults to 0.75.
-        seed: of all that is drawn. Defaults to 0.
+        seed: of all that is drawn; with ``None`` every dataset draws differently. Defaults to 0.
 
     Returns:
         A dataset of batches ``((centres, candidates),)`` of numbers, of shapes ``(batch_size,)`` and
@@ -78,7 +90,7 @@ def skip_gram_pairs(
         Mikolov, Sutskever, Chen, Corrado and Dean, 2013, "Distributed representations of words and phrases and their
         compositionality"; the rule for frequent words is that of their program, ``word2vec.c``.
     """
-    _integers(window=window, negatives=negatives, batch_size=batch_size)
+    window, negatives, batch_size = _integers(window=window, negatives=negatives, batch_size=batch_size)
     text = _Text(documents, words, window, subsample, power, seed)
 
     def arrays(word: np.ndarray, left: np.ndarray, right: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
@@ -90,23 +102,23 @@ def skip_gram_pairs(
         order = random.permutation(len(centres))
         centres, contexts = centres[order], contexts[order]
         drawn = text.draw(random, len(centres) * negatives).reshape(-1, negatives)
-        while (clash := drawn == contexts[:, None]).any():
-            drawn[clash] = text.draw(random, int(clash.sum()))
+        pair, place = np.nonzero(drawn == contexts[:, None])
+        drawn[pair, place] = text.draw_others(random, contexts[pair])
         return [centres, np.column_stack([contexts, drawn])]
 
     return text.batches(arrays, [(), (1 + negatives,)], batch_size, text.pairs, "pairs")
 
 
 def skip_gram_windows(
-    documents: Sequence[Sequence[str]],
-    words: Sequence[str],
+    documents: Iterable[Iterable[Any]],
+    words: Sequence[Any],
     window: int = 5,
     length: int = 22,
     shared: int = 16,
     batch_size: int = 16,
     subsample: float | None = 1e-3,
     power: float = 0.75,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> tf.data.Dataset:
     r"""Makes the pairs of :func:`skip_gram_pairs` without writing them out, for a pass several times as fast.
 
@@ -118,15 +130,15 @@ def skip_gram_windows(
     a vocabulary of a few words take small pieces and batches, or the step is too long.
 
     Args:
-        documents: lists of words. A window does not reach into another document.
-        words: the vocabulary: the place of a word in it is its number.
+        documents: lists of words, which are read once. A window does not reach into another document.
+        words: the vocabulary, all different: the place of a word in it is its number.
         window: the largest distance of a pair; each is as likely as any smaller one. Defaults to 5.
         length: centres in a piece. Defaults to 22.
         shared: random words for each piece. Defaults to 16.
         batch_size: pieces in a batch. Defaults to 16.
         subsample: as for :func:`skip_gram_pairs`. Defaults to 1e-3.
         power: the exponent of the counts. Defaults to 0.75.
-        seed: of all that is drawn. Defaults to 0.
+        seed: of all that is drawn; with ``None`` every dataset draws differently. Defaults to 0.
 
     Returns:
         A dataset of batches ``((text, left, right, drawn),)``: numbers of words, ``(batch_size, window + length +
@@ -141,13 +153,14 @@ def skip_gram_windows(
 
     Taught in chapter 04, :doc:`/notebooks/04_gradients_by_hand`.
     """
-    _integers(window=window, length=length, shared=shared, batch_size=batch_size)
+    window, length, shared, batch_size = _integers(window=window, length=length, shared=shared, batch_size=batch_size)
     text = _Text(documents, words, window, subsample, power, seed)
 
     def arrays(word: np.ndarray, left: np.ndarray, right: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
         rest = -len(word) % length
         padded = np.pad(word, (window, rest + window))
-        pieces = np.lib.stride_tricks.sliding_window_view(padded, length + 2 * window)[::length]
+        starts = np.arange(0, len(word), length)
+        pieces = padded[starts[:, None] + np.arange(length + 2 * window)]
         left, right = (np.pad(reach, (0, rest)).reshape(-1, length) for reach in (left, right))
         drawn = text.draw(random, len(pieces) * shared).reshape(-1, shared)
         order = random.permutation(len(pieces))
@@ -192,26 +205,36 @@ class _Text:
 
     def __init__(
         self,
-        documents: Sequence[Sequence[str]],
-        words: Sequence[str],
+        documents: Iterable[Iterable[Any]],
+        words: Sequence[Any],
         window: int,
         subsample: float | None,
         power: float,
-        seed: int,
+        seed: int | None,
     ) -> None:
-        if subsample is not None and not 0 < subsample < np.inf:
-            raise ValueError(f"`subsample` must be a number > 0, or None. Received: subsample={subsample!r}")
-        numbers = {word: number for number, word in enumerate(words)}
-        texts = [np.array([numbers[word] for word in text if word in numbers], "int32") for text in documents]
-        self.texts = [text for text in texts if len(text)]
+        if subsample is not None:
+            subsample = number("subsample", subsample, 0, include_low=False)
+        power = number("power", power, -np.inf, include_low=False)
+        if seed is not None:
+            seed = integer("seed", seed, 0)
+        words = list(words) if isinstance(words, Iterator) else words
+        numbers = {word: place for place, word in enumerate(words)}
+        if isinstance(words, str | bytes) or len(numbers) != len(words):
+            raise ValueError(f"`words` must be a list of different words. Received: words={words!r:.60}")
+        texts = [np.fromiter((numbers[w] for w in text if w in numbers), "int32") for text in _lists(documents)]
+        self.texts = [text[place : place + SECTION] for text in texts for place in range(0, len(text), SECTION)]
+        self.sizes = np.array([len(text) for text in self.texts], "int64")
         counts = np.bincount(np.concatenate([*self.texts, np.zeros(0, "int32")]), minlength=len(numbers))
-        if (counts > 0).sum() < 2:
-            raise ValueError("`documents` must have at least two different words of the vocabulary")
-        share = np.maximum(counts, 1) / counts.sum()
-        self.keep = np.ones(len(counts)) if subsample is None else np.sqrt(subsample / share) + subsample / share
+        share = np.maximum(counts, 1) / max(counts.sum(), 1)
         noise = np.where(counts > 0, share**power, 0)
+        if (noise > 0).sum() < 2:
+            raise ValueError(
+                "`documents` must have at least two different words of the vocabulary that `power` lets be drawn. "
+                "If documents or words come from a generator, make lists of them: it yields them once."
+            )
+        self.keep = np.ones(len(counts)) if subsample is None else np.sqrt(subsample / share) + subsample / share
         self.noise = noise / noise.sum()
-        self.window, self.seed = window, seed
+        self.window, self.seed = window, np.random.SeedSequence(seed).entropy  # drawn here, once, if it is None
         lengths = np.array([np.minimum(self.keep[text], 1).sum() for text in self.texts])
         self.length = lengths.sum()
         self.pairs = sum(2 * (1 - (d - 1) / window) * np.maximum(lengths - d, 0).sum() for d in range(1, window + 1))
@@ -221,9 +244,18 @@ class _Text:
         counts = random.multinomial(size, self.noise)
         return random.permutation(np.repeat(np.arange(len(counts), dtype="int32"), counts))
 
+    def draw_others(self, random: np.random.Generator, words: np.ndarray) -> np.ndarray:
+        """For each of these words a draw of all but itself, one by one, however much of the noise the word is."""
+        upwards, downwards = np.cumsum(self.noise), np.cumsum(self.noise[::-1])
+        below, above = np.append(0, upwards[:-1])[words], np.append(0, downwards[:-1])[::-1][words]
+        drawn = random.random(len(words)) * (below + above)
+        lower = np.searchsorted(upwards, drawn, side="right")
+        higher = len(self.noise) - 1 - np.searchsorted(downwards, drawn - below, side="right")
+        return np.where(drawn < below, lower, np.maximum(higher, words + 1))
+
     def chunk(self, number: int, random: np.random.Generator, order: np.ndarray) -> list[np.ndarray]:
         """One part of the text, in a given order: what is kept of it, and how far each window reaches."""
-        last = np.cumsum([len(self.texts[number]) for number in order])
+        last = np.cumsum(self.sizes[order])
         texts = [self.texts[place] for place in order[(last - 1) // CHUNK == number]]
         word = np.concatenate([*texts, np.zeros(0, "int32")])
         text = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
@@ -251,7 +283,7 @@ class _Text:
         if expected < batch_size:
             raise ValueError(f"`documents` give about {expected:.0f} {what}, less than `batch_size`={batch_size}")
         passes = itertools.count()
-        chunks = -(-sum(map(len, self.texts)) // CHUNK)
+        chunks = -(-int(self.sizes.sum()) // CHUNK)
 
         def make(turn: np.ndarray, number: np.ndarray) -> list[np.ndarray]:
             seeds = np.random.SeedSequence(self.seed, spawn_key=(int(turn),))
@@ -274,7 +306,18 @@ class _Text:
         return data.apply(tf.data.experimental.assert_cardinality(batches))
 
 
-def _integers(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"`{name}` must be an integer ≥ 1. Received: {name}={value!r}")
+def _lists(documents: Iterable[Iterable[Any]]) -> Iterator[Iterable[Any]]:
+    """The documents, as long as none is a string: its words would be its letters."""
+    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+        raise ValueError(f"`documents` must be a list of lists of words. Received: documents={documents!r:.60}")
+    for place, document in enumerate(documents):
+        if isinstance(document, str | bytes) or not isinstance(document, Iterable):
+            raise ValueError(
+                "Each of `documents` must be a list of words, as `text.split()` gives them. "
+                f"Received: documents[{place}]={document!r:.60}"
+            )
+        yield document
+
+
+def _integers(**arguments: Any) -> list[int]:
+    return [integer(name, value, 1) for name, value in arguments.items()]

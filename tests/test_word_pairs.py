@@ -207,9 +207,9 @@ def test_old_names_lead_here() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"window": 0}, "`window` must be an integer ≥ 1"),
-        ({"batch_size": 0}, "`batch_size` must be an integer ≥ 1"),
-        ({"subsample": 0}, r"`subsample` must be a number > 0, or None"),
+        ({"window": 0}, "`window` must be an integer of at least 1"),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1"),
+        ({"subsample": 0}, r"`subsample` must be a number in \(0, inf\)\. Received: subsample=0"),
         ({"words": ["a"]}, "two different words"),
         ({"documents": []}, "two different words"),
         ({"documents": [[], ["?"]]}, "two different words"),
@@ -226,5 +226,5 @@ def test_bad_text(make: Any, arguments: dict[str, Any], words: str) -> None:
     [(skip_gram_pairs, "negatives"), (skip_gram_windows, "length"), (skip_gram_windows, "shared")],
 )
 def test_bad_number(make: Any, name: str) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` must be an integer ≥ 1. Received: {name}=0"):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer of at least 1. Received: {name}=0"):
         make([["a", "b"] * 9], ["a", "b"], **{name: 0})
