@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tools.figure_data import differences
 from tools.kernel import prepare_environment
 
 # Scripts: they look for their team as soon as they are imported.
@@ -63,10 +64,8 @@ def _compare_figures() -> None:
     def compare_outputs(self: Any, test: Any, ref: Any, skip_compare: Any = None) -> bool:
         if not compare_texts(self, test, ref, skip_compare):
             return False
-        from companion import figures  # here: a notebook's setup cell may only now have installed it
-
         found, expected = ([out.get("metadata", {}).get("figure") for out in outs] for outs in (test, ref))
-        self.comparison_traceback += figures.differences(found, expected)
+        self.comparison_traceback += differences(found, expected)
         return not self.comparison_traceback
 
     IPyNbCell.compare_outputs = compare_outputs

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,12 +37,13 @@ def digits(dtype: str = "float32") -> Digits:
     """Loads the handwritten digits that come inside scikit-learn: 8 × 8 pixels, 1,797 images, shuffled once.
 
     Args:
-        dtype: the floating type of the images. Defaults to ``"float32"``.
+        dtype: of the images, a floating type that NumPy has. Defaults to ``"float32"``.
 
     Returns:
         A :class:`Digits` tuple of 1,440 images for training and 357 for testing, always the same ones.
 
     Raises:
+        ValueError: ``dtype`` is another.
         ModuleNotFoundError: scikit-learn is not installed; the message says how to install it.
 
     Example:
@@ -55,6 +56,12 @@ def digits(dtype: str = "float32") -> Digits:
 
     Used from chapter 01 on, :doc:`/notebooks/01_what_is_an_optimizer`.
     """
+    try:
+        is_floating = dtype is not None and np.issubdtype(np.dtype(dtype), np.floating)
+    except TypeError:
+        is_floating = False
+    if not is_floating:
+        raise ValueError(f"`dtype` must be 'float16', 'float32' or 'float64'. Received: dtype={dtype!r}")
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
@@ -73,8 +80,6 @@ _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 def documentation_corpus(
     packages: Iterable[str] = ("numpy", "keras", "tensorflow", "matplotlib"),
     cache_folder: str | os.PathLike[str] | None = None,
-    progress: Callable[[int, int], object] | None = None,
-    verbose: int = 0,
 ) -> list[list[str]]:
     """Reads the docstrings of installed packages: text in the millions of words, and nothing to download.
 
@@ -86,16 +91,14 @@ def documentation_corpus(
         packages: names of top-level packages or modules. Defaults to NumPy, Keras, TensorFlow and Matplotlib.
         cache_folder: where to keep what was read. Defaults to ``companion`` in the user's cache folder; if nothing
             can be written there, nothing is kept.
-        progress: called after each file with the number of files read and of all files; not called if the text was
-            kept. Defaults to ``None``.
-        verbose: 1 for a progress bar, 0 for none. Defaults to 0.
 
     Returns:
         A list of documents, one for each docstring, each a list of words in lower case, in the order of the packages,
         their files and the definitions in them.
 
     Raises:
-        ValueError: a name is that of a submodule or no name at all, or ``packages`` is empty.
+        ValueError: a name is that of a submodule or no name at all, ``packages`` is empty, or ``cache_folder`` is no
+            path.
         ModuleNotFoundError: a package is not installed.
 
     Example:
@@ -106,16 +109,19 @@ def documentation_corpus(
 
     Used in chapter 04, :doc:`/notebooks/04_gradients_by_hand`.
     """
-    names = [packages] if isinstance(packages, str) else list(packages)
+    is_list = isinstance(packages, Iterable) and not isinstance(packages, str | bytes)
+    names: list[Any] = list(packages) if is_list else [packages]
     if not names or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise ValueError(f"`packages` must be names of top-level packages. Received: packages={names!r}")
+    if not isinstance(cache_folder, str | os.PathLike | None):
+        raise ValueError(f"`cache_folder` must be a path, or None. Received: cache_folder={cache_folder!r}")
     files = [file for name in dict.fromkeys(names) for file in _source_files(name)]
     folder = pathlib.Path(cache_folder) if cache_folder is not None else _user_cache_folder()
     cache = folder / f"documentation-{_fingerprint(files)}.txt.gz"
     documents = _read_documents(cache)
     if documents is None:
         with _no_garbage_collection():
-            documents = list(dict.fromkeys(_documents_of(files, _all_told(progress, verbose))))
+            documents = list(dict.fromkeys(_documents_of(files)))
         with contextlib.nullcontext() if cache_folder is not None else contextlib.suppress(OSError):
             _write_documents(cache, documents)
     return [[sys.intern(word) for word in document.split()] for document in documents]
@@ -149,27 +155,9 @@ def _user_cache_folder() -> pathlib.Path:
     return pathlib.Path(root or os.path.expanduser("~/.cache")) / "companion"
 
 
-def _all_told(progress: Callable[[int, int], object] | None, verbose: int) -> Callable[[int, int], None]:
-    """Returns one function that tells the caller's and a progress bar, if there are any."""
-    bar: Any = None
-
-    def tell(done: int, total: int) -> None:
-        nonlocal bar
-        if progress is not None:
-            progress(done, total)
-        if verbose:
-            if bar is None:
-                import keras  # only for the bar: digits are read without it
-
-                bar = keras.utils.Progbar(total, unit_name="file")
-            bar.update(done)
-
-    return tell
-
-
-def _documents_of(files: list[tuple[str, pathlib.Path]], tell: Callable[[int, int], None]) -> Iterator[str]:
+def _documents_of(files: list[tuple[str, pathlib.Path]]) -> Iterator[str]:
     """The words of every docstring, separated by spaces. A file that is not Python has none."""
-    for number, (_, path) in enumerate(files, 1):
+    for _, path in files:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a stray backslash in somebody else's file
             try:
@@ -180,7 +168,6 @@ def _documents_of(files: list[tuple[str, pathlib.Path]], tell: Callable[[int, in
             words = _WORD.findall((ast.get_docstring(definition, clean=False) or "").lower())
             if words:
                 yield " ".join(words)
-        tell(number, len(files))
 
 
 def _definitions(tree: ast.Module) -> Iterator[Any]:

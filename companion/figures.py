@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,24 +23,42 @@ COLOURS = {
 
 STYLE: dict[str, Any] = {
     "axes.edgecolor": "#4D4D4D",
+    "axes.facecolor": "white",
     "axes.grid": True,
+    "axes.labelcolor": "black",
     "axes.labelsize": 10,
+    "axes.prop_cycle": "cycler('color', ['1f77b4', 'ff7f0e', '2ca02c', 'd62728', '9467bd', '8c564b', 'e377c2', "
+    "'7f7f7f', 'bcbd22', '17becf'])",
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "axes.titlecolor": "auto",
     "axes.titlelocation": "left",
     "axes.titlesize": 10.5,
     "figure.constrained_layout.use": True,
     "figure.dpi": 200,
+    "figure.edgecolor": "white",
     "figure.facecolor": "white",
     "figure.figsize": (5.0, 3.2),
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "grid.color": "#E6E6E6",
+    "image.cmap": "viridis",
     "legend.frameon": False,
+    "legend.labelcolor": "None",
+    "lines.color": "C0",
     "lines.linewidth": 1.8,
+    "patch.edgecolor": "black",
+    "patch.facecolor": "C0",
+    "savefig.edgecolor": "auto",
     "savefig.facecolor": "white",
+    "text.color": "black",
+    "xtick.color": "black",
+    "xtick.labelcolor": "inherit",
+    "ytick.color": "black",
+    "ytick.labelcolor": "inherit",
 }
-"""The Matplotlib settings of the whole book, for ``plt.style.use(figures.STYLE)``."""
+"""The Matplotlib settings of the whole book, for ``plt.style.use(figures.STYLE)``: every colour, so that none of
+another style that a reader has set before remains."""
 
 _METADATA_KEY = "figure"
 
@@ -143,38 +160,3 @@ def show(figure: "Figure") -> None:
     plt.close(figure)
     bundle = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": "<Figure>"}
     display.display(bundle, raw=True, metadata={_METADATA_KEY: data(figure)})
-
-
-def differences(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]], rtol: float = 1e-2) -> list[str]:
-    """Compares the :func:`data` of two figures and lists where they differ by more than ``rtol`` of a curve's range.
-
-    Args:
-        found: the data of one figure.
-        expected: the data of the other.
-        rtol: tolerance, relative to the largest absolute value of each list of numbers. Defaults to 1e-2.
-
-    Returns:
-        One sentence for each difference; empty if there is none.
-
-    Example:
-        >>> differences([{"title": "a"}], [{"title": "b"}])
-        ["[0].title: 'a' instead of 'b'"]
-    """
-    return _differences(list(found), list(expected), rtol, "")
-
-
-def _differences(found: Any, expected: Any, rtol: float, place: str) -> list[str]:
-    if isinstance(found, dict) and isinstance(expected, dict) and found.keys() == expected.keys():
-        return [line for key in found for line in _differences(found[key], expected[key], rtol, f"{place}.{key}")]
-    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        try:
-            numbers, wanted = np.array(found, dtype=float), np.array(expected, dtype=float)
-        except (TypeError, ValueError):
-            pairs = enumerate(zip(found, expected, strict=True))
-            return [line for i, (a, b) in pairs for line in _differences(a, b, rtol, f"{place}[{i}]")]
-        if numbers.shape != wanted.shape:
-            return [f"{place}: shape {numbers.shape} instead of {wanted.shape}"]
-        scale = np.nanmax(np.abs(wanted), initial=0.0)
-        close = np.allclose(numbers, wanted, rtol=0, atol=rtol * scale, equal_nan=True)
-        return [] if close else [f"{place}: numbers differ by up to {np.nanmax(np.abs(numbers - wanted)):.3g}"]
-    return [] if found == expected else [f"{place}: {found!r} instead of {expected!r}"]

@@ -144,16 +144,19 @@ def test_definitions_are_those_of_ast_walk(file: str) -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_garbage_collection_is_as_before(package: pathlib.Path, tmp_path: pathlib.Path, enabled: bool) -> None:
-    def stop(done: int, total: int) -> None:
+def test_garbage_collection_is_as_before(
+    package: pathlib.Path, tmp_path: pathlib.Path, enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
         assert not gc.isenabled()
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(datasets.ast, "parse", stop)
     if not enabled:
         gc.disable()
     try:
         with pytest.raises(KeyboardInterrupt):
-            datasets.documentation_corpus(["docs_of_mine"], tmp_path, progress=stop)
+            datasets.documentation_corpus(["docs_of_mine"], tmp_path)
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
@@ -183,21 +186,24 @@ def test_place_that_cannot_be_written(
         datasets.documentation_corpus(["docs_of_mine"], tmp_path / "file")
 
 
-def test_progress_is_told_only_to_who_asks(
-    package: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told: list[tuple[int, int]] = []
-    datasets.documentation_corpus(["docs_of_mine"], tmp_path / "1", progress=lambda *counts: told.append(counts))
-    assert told == [(number, len(PACKAGE)) for number in range(1, len(PACKAGE) + 1)]
-    assert capsys.readouterr() == ("", "")
-    datasets.documentation_corpus(["docs_of_mine"], tmp_path / "2", verbose=1)
-    assert f"{len(PACKAGE)}/{len(PACKAGE)}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("names", [[], [""], ["numpy.linalg"], [None], ["../numpy"], ""])
+@pytest.mark.parametrize(
+    "names", [[], [""], ["numpy.linalg"], [None], ["../numpy"], "", None, 5, b"numpy", [["numpy"]]]
+)
 def test_names_that_are_none(names: Any) -> None:
     with pytest.raises(ValueError, match=r"`packages` must be names of top-level packages"):
         datasets.documentation_corpus(names)
+
+
+@pytest.mark.parametrize("folder", [5, b"folder", ["folder"], True])
+def test_folder_that_is_none(folder: Any) -> None:
+    with pytest.raises(ValueError, match=r"`cache_folder` must be a path, or None. Received: cache_folder="):
+        datasets.documentation_corpus("numpy", folder)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float99", None, 3, "bfloat", bool, ["float32"], "complex64"])
+def test_dtype_that_is_none(dtype: Any) -> None:
+    with pytest.raises(ValueError, match=r"`dtype` must be 'float16', 'float32' or 'float64'. Received: dtype="):
+        datasets.digits(dtype)
 
 
 @pytest.mark.parametrize("name", ["not_installed_anywhere", "sys"])

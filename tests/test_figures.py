@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from companion import figures
+from tools.figure_data import differences
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -109,7 +110,7 @@ def curve(*numbers: float | None, title: str = "t") -> list[dict[str, Any]]:
     ],
 )
 def test_no_difference_within_a_hundredth_of_the_range(found: list[Any], expected: list[Any]) -> None:
-    assert figures.differences(found, expected) == []
+    assert differences(found, expected) == []
 
 
 @pytest.mark.parametrize(
@@ -128,13 +129,51 @@ def test_no_difference_within_a_hundredth_of_the_range(found: list[Any], expecte
     ],
 )
 def test_a_difference_is_placed_and_sized(found: list[Any], expected: list[Any], sentence: str) -> None:
-    differences = figures.differences(found, expected)
-    assert any(line.startswith(sentence) for line in differences), differences
+    sentences = differences(found, expected)
+    assert any(line.startswith(sentence) for line in sentences), sentences
 
 
 def test_the_tolerance_is_the_readers() -> None:
-    assert figures.differences(curve(1, 110), curve(1, 100), rtol=0.2) == []
-    assert figures.differences(curve(1, 100.01), curve(1, 100), rtol=1e-6)
+    assert differences(curve(1, 110), curve(1, 100), rtol=0.2) == []
+    assert differences(curve(1, 100.01), curve(1, 100), rtol=1e-6)
+
+
+# The style
+
+
+@pytest.mark.parametrize("before", plt.style.available)
+def test_no_colour_of_another_style_remains(before: str) -> None:
+    """Whatever style a reader has set before; box plots aside, of which the book has none."""
+
+    def colours(*styles: Any) -> dict[str, Any]:
+        with plt.style.context(["default", *styles]):
+            return {
+                name: value
+                for name, value in mpl.rcParams.items()
+                if ("color" in name or name in ("axes.prop_cycle", "image.cmap")) and "boxplot" not in name
+            }
+
+    expected = colours(figures.STYLE)
+    unused = {"legend.edgecolor", "patch.force_edgecolor", "hatch.color"}  # classic's; our legends have no frame
+    found = colours(before, figures.STYLE)
+    assert {name for name in found if found[name] != expected[name]} <= unused
+
+
+def test_style_keeps_matplotlibs_own_order_of_colours() -> None:
+    with plt.style.context(["default", figures.STYLE]):
+        used = [mpl.colors.to_rgb(each["color"]) for each in mpl.rcParams["axes.prop_cycle"]]
+    assert used == [mpl.colors.to_rgb(each["color"]) for each in mpl.rcParamsDefault["axes.prop_cycle"]]
+
+
+def test_labels_are_dark_on_a_light_figure_after_a_dark_style() -> None:
+    with plt.style.context(["dark_background", figures.STYLE]):
+        figure, axes = plt.subplots()
+        axes.set(xlabel="x", title="t")
+        texts = [axes.xaxis.label, axes.title, axes.text(0, 0, "here"), *axes.get_xticklabels()]
+        ink = [sum(mpl.colors.to_rgb(text.get_color())) for text in texts]
+        paper = [sum(mpl.colors.to_rgb(each.get_facecolor())) for each in (figure, axes)]
+        plt.close(figure)
+    assert max(ink) < 1.0 < 2.9 < min(paper)
 
 
 # Showing and labelling

@@ -5,6 +5,7 @@ A check is a function of the answer that returns a hint, or ``None`` if the answ
 
 import importlib
 import importlib.util
+import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ def check(number: str, *answer: Any) -> Verdict:
         *answer: what the exercise asks for; ``...`` stands for not answered yet.
 
     Returns:
-        A :class:`Verdict`. A wrong answer gets a hint; an answer that raises gets the exception's name and a hint.
+        A :class:`Verdict`. A wrong answer gets a hint; an answer that raises gets the exception's name and a hint; and
+        more or fewer answers than the exercise asks for are counted.
 
     Raises:
         ValueError: there is no exercise of that number.
@@ -44,11 +46,20 @@ def check(number: str, *answer: Any) -> Verdict:
         >>> check("01.4", ...)
         Exercise 01.4: not answered yet.
     """
-    checks = checks_of(number.partition(".")[0])
+    checks = checks_of(number.partition(".")[0]) if isinstance(number, str) else {}
     if number not in checks:
         raise ValueError(f"`number` must be that of an exercise, such as '01.2'. Received: number={number!r}")
     if any(part is ... for part in answer):
         return Verdict(False, f"Exercise {number}: not answered yet.")
+    asked = list(inspect.signature(checks[number]).parameters)
+    if len(answer) != len(asked):
+        one = len(asked) == 1
+        names = "" if one else f" ({', '.join(asked)})"
+        return Verdict(
+            False,
+            f"Exercise {number}: it asks for {len(asked)} answer{'' if one else 's'}{names}, and {len(answer)} "
+            f"{'was' if len(answer) == 1 else 'were'} given: check({number!r}, {', '.join(asked)}).",
+        )
     try:
         hint = checks[number](*answer)
     except Exception as error:  # the answer is a reader's code: whatever it raises becomes a hint

@@ -1,6 +1,5 @@
 """Checks for the exercises of chapter 01, by running the reader's code on a few weights."""
 
-import math
 import traceback
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from keras import ops
 
 import companion
+from companion.exercises.answers import entries, number, whole
 
 
 def _not_an_optimizer(answer: Any) -> str | None:
@@ -96,14 +96,14 @@ def _check_constraint(constraint: Any, gradients: Any) -> str | None:
         return "-1 became 1: that flips a weight; the nearest weight that is allowed is 0"
     if kept != [0.0, 0.0, 2.0]:
         return f"[-1, 0, 2] became {kept}: negative weights should become 0, all others stay as they are"
-    if not isinstance(gradients, (list, tuple)) or not gradients:
+    numbers = [number(gradient) for gradient in entries(gradients) or [None]]
+    if None in numbers:
         return "the constraint is right; `gradients` should be a list of numbers, at least one"
-    weight = keras.Variable([1.0])
+    weight = keras.Variable([1.0], dtype="float32")
     weight.constraint = constraint
     optimizer = companion.SGD(learning_rate=1.0, use_ema=True, ema_momentum=0.5)
-    for gradient in gradients:
-        number = float(np.asarray(gradient).item())  # arrays of one number are numbers, too
-        optimizer.apply([ops.convert_to_tensor([number])], [weight])
+    for gradient in numbers:
+        optimizer.apply([ops.convert_to_tensor([gradient], "float32")], [weight])
     value, average = float(weight.numpy()[0]), float(optimizer.variables[-1].numpy()[0])
     if not average < 0:
         return (
@@ -114,8 +114,8 @@ def _check_constraint(constraint: Any, gradients: Any) -> str | None:
 
 
 def _check_iterations(answer: Any) -> str | None:
-    number = float(answer) if isinstance(answer, (int, float, np.number)) and not isinstance(answer, bool) else math.nan
-    if not number.is_integer():
+    updates = whole(answer)
+    if updates is None:
         return "give a whole number"
     hints = {
         4: "that is the number of epochs; `iterations` counts updates, one a batch",
@@ -125,9 +125,9 @@ def _check_iterations(answer: Any) -> str | None:
         23: "that is one epoch; the second `fit` does not start from zero",
         1440 * 4: "that is the number of images seen; an update uses a batch of them",
     }
-    if number == 23 * 4:
+    if updates == 23 * 4:
         return None
-    return hints.get(int(number), "count the batches of one epoch, the last one included, then the epochs of both fits")
+    return hints.get(updates, "count the batches of one epoch, the last one included, then the epochs of both fits")
 
 
 CHECKS = {

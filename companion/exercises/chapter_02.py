@@ -6,14 +6,15 @@ Readers see the source of the snippets, so these have neither annotations nor do
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: D103
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
+
+from companion.exercises.answers import entries, first_wrong, not_an_optimizer, truth, whole
 
 
 def snippet_a(self, gradient, variable, learning_rate):
@@ -113,7 +114,7 @@ _GRADIENTS = ([-1.0, 0.5], [-2.0, 0.25], [0.5, 0.0], [-1.0, -1.0])
 
 def _trajectory(optimizer: Any) -> np.ndarray:
     """Runs an optimizer on two weights that must not share a slot; returns where they are after each step."""
-    variables = [keras.Variable([1.0, 2.0]), keras.Variable([3.0, 4.0])]
+    variables = [keras.Variable(start, dtype="float32") for start in ([1.0, 2.0], [3.0, 4.0])]
     rows = []
     for gradient in _GRADIENTS:
         optimizer.apply([np.array(gradient, "float32"), 2 * np.array(gradient[::-1], "float32")], variables)
@@ -130,16 +131,8 @@ def _reference(rule: Callable[[np.ndarray, np.ndarray, Any], tuple[np.ndarray, A
     return np.array(rows)
 
 
-def _not_an_optimizer(answer: Any) -> str | None:
-    if isinstance(answer, keras.optimizers.Optimizer):
-        return "hand over the class itself, without parentheses."
-    if not (inspect.isclass(answer) and issubclass(answer, keras.optimizers.Optimizer)):
-        return "the answer is a class derived from keras.optimizers.Optimizer."
-    return None
-
-
 def _rmsprop(answer: Any) -> str | None:
-    hint = _not_an_optimizer(answer)
+    hint = not_an_optimizer(answer)
     if hint:
         return hint
     h, rho, epsilon = 0.1, 0.75, 0.5
@@ -188,38 +181,32 @@ def _rmsprop(answer: Any) -> str | None:
 
 def _moves(snippet: Callable[..., Any]) -> bool:
     optimizer = type("Snippet", (keras.optimizers.Optimizer,), {"update_step": snippet})(learning_rate=0.5)
-    weight = keras.Variable([1.0])
+    weight = keras.Variable([1.0], dtype="float32")
     optimizer.apply([np.array([1.0], "float32")], [weight])
     return float(weight.numpy()[0]) != 1.0
 
 
 def _which_move(answer: Any) -> str | None:
-    if not isinstance(answer, (list, tuple)) or len(answer) != len(SNIPPETS):
+    guesses = entries(answer)
+    if guesses is None or len(guesses) != len(SNIPPETS):
         return f"the answer is a list of {len(SNIPPETS)} booleans, one for each snippet."
-    if not all(isinstance(guess, (bool, np.bool_)) for guess in answer):
+    if None in (guesses := [truth(guess) for guess in guesses]):
         return "each entry is True (the weight moves) or False."
-    wrong = [index for index, snippet in enumerate(SNIPPETS) if bool(answer[index]) != _moves(snippet)]
-    return _first_wrong(wrong, _SNIPPET_HINTS)
+    wrong = [index for index, snippet in enumerate(SNIPPETS) if guesses[index] != _moves(snippet)]
+    return first_wrong(wrong, _SNIPPET_HINTS)
 
 
 def _how_often(answer: Any) -> str | None:
-    if not isinstance(answer, (list, tuple)) or len(answer) != len(COUNTS):
+    guesses = entries(answer)
+    if guesses is None or len(guesses) != len(COUNTS):
         return f"the answer is a list of {len(COUNTS)} whole numbers, one for each function."
-    if not all(isinstance(guess, (int, np.integer)) and not isinstance(guess, bool) for guess in answer):
+    if None in (guesses := [whole(guess) for guess in guesses]):
         return "each entry is a whole number: how often one is added when the function is called with 5."
-    wrong = [index for index, count in enumerate(COUNTS) if answer[index] != count(5)]
-    return _first_wrong(wrong, _COUNT_HINTS)
-
-
-def _first_wrong(wrong: Sequence[int], hints: Sequence[str]) -> str | None:
-    if not wrong:
-        return None
-    verb = "is" if len(wrong) == 1 else "are"
-    return f"{len(wrong)} of {len(hints)} {verb} off. Look at {'ABCDE'[wrong[0]]}: {hints[wrong[0]]}"
+    return first_wrong([index for index, count in enumerate(COUNTS) if guesses[index] != count(5)], _COUNT_HINTS)
 
 
 def _never_learns(answer: Any) -> str | None:
-    hint = _not_an_optimizer(answer)
+    hint = not_an_optimizer(answer)
     if hint:
         return hint
     h, beta = 0.5, 0.9

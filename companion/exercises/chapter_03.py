@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras.optimizers.schedules import InverseTimeDecay
 
+from companion.exercises.answers import entries, not_a_choice
 from companion.exercises.answers import number as _number
 from companion.optimizers import Momentum
 
@@ -26,7 +27,7 @@ def resumed_runs() -> dict[str, np.ndarray]:
 
 
 def _resumed_run(lost: str) -> np.ndarray:
-    weight = keras.Variable([0.0])
+    weight = keras.Variable([0.0], dtype="float32")
     optimizer = Momentum(InverseTimeDecay(1.0, decay_steps=5, decay_rate=1.0), momentum=0.75)
     positions = [0.0]
     for update in range(20):
@@ -127,7 +128,7 @@ def _nesterov(answer: Any) -> str | None:
 
 def _six_steps(make: Any) -> np.ndarray:
     """The walk of a reader's optimizer that :func:`_recurrence` predicts."""
-    weight = keras.Variable([2.0, -1.0])
+    weight = keras.Variable([2.0, -1.0], dtype="float32")
     optimizer = make(learning_rate=0.125, momentum=0.5)
     path = []
     for _ in range(6):
@@ -137,11 +138,9 @@ def _six_steps(make: Any) -> np.ndarray:
 
 
 def _lost_state(answer: Any) -> str | None:
-    names = ("velocity", "counter", "both", "nothing")
-    if not isinstance(answer, dict) or set(answer) != set(_LOST):
-        return 'the answer is a dictionary with the keys "A", "B", "C" and "D".'
-    if any(value not in names for value in answer.values()):
-        return f"each value is one of {', '.join(names)}."
+    hint = not_a_choice(answer, _LOST, ("velocity", "counter", "both", "nothing"))
+    if hint:
+        return hint
     wrong = [run for run, lost in _LOST.items() if answer[run] != lost]
     if not wrong:
         return None
@@ -155,9 +154,7 @@ def _lost_state(answer: Any) -> str | None:
 
 
 def _first_step(answer: Any) -> str | None:
-    parts = (
-        [_number(part) for part in answer] if isinstance(answer, (tuple, list, np.ndarray)) and np.ndim(answer) else []
-    )
+    parts = [_number(part) for part in entries(answer) or []]
     if len(parts) != 2 or None in parts:
         return "the answer is two numbers: (after 4000, after -0.4)."
     large, small = (float(part) for part in parts if part is not None)

@@ -1,7 +1,6 @@
 """Checks for the exercises of chapter 05, and the snippets that two of them ask about."""
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from companion import legacy
+from companion.exercises.answers import entries, first_wrong, not_an_optimizer, number, truth
 
 
 def _snippet_a(due: bool) -> list[float]:
@@ -108,28 +108,27 @@ def _is_right(snippet: Callable[[bool], list[float]]) -> bool:
 
 
 def _right_or_wrong(answer: Any) -> str | None:
-    if not isinstance(answer, (list, tuple)) or len(answer) != len(SNIPPETS):
+    guesses = entries(answer)
+    if guesses is None or len(guesses) != len(SNIPPETS):
         return f"the answer is a list of {len(SNIPPETS)} booleans, one for each snippet."
-    if not all(isinstance(guess, (bool, np.bool_)) for guess in answer):
+    if None in (guesses := [truth(guess) for guess in guesses]):
         return "each entry is True (right) or False."
-    wrong = [index for index, snippet in enumerate(SNIPPETS) if bool(answer[index]) != _is_right(snippet)]
-    if wrong:
-        count = f"{len(wrong)} of {len(SNIPPETS)} {'is' if len(wrong) == 1 else 'are'} off."
-        return f"{count} Look at {'ABCDEF'[wrong[0]]}: {_SNIPPET_HINTS[wrong[0]]}"
-    return None
+    wrong = [index for index, snippet in enumerate(SNIPPETS) if guesses[index] != _is_right(snippet)]
+    return first_wrong(wrong, _SNIPPET_HINTS)
 
 
 _SIX = [10**k for k in range(6)]
 
 
 def _digits_hint(name: str, found: Any, expected: list[int]) -> str | None:
-    if not isinstance(found, (list, tuple)) or len(found) != len(expected):
+    given = entries(found)
+    if given is None or len(given) != len(expected):
         return f"{name}: the answer is a list of {len(expected)} whole numbers, -θ after each step."
-    if not all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in found):
+    if None in (given := [number(value) for value in given]):
         return f"{name}: each entry is a number, -θ after that step."
-    if list(found) == [-value for value in expected]:
+    if given == [-value for value in expected]:
         return f"{name}: asked is -θ; yours are θ."
-    off = [step for step, (value, right) in enumerate(zip(found, expected, strict=True), start=1) if value != right]
+    off = [step for step, (value, right) in enumerate(zip(given, expected, strict=True), start=1) if value != right]
     return f"{name}: step {off[0]} is the first that is off." if off else None
 
 
@@ -137,7 +136,7 @@ def _predict(ordered: Any, eager: Any) -> str | None:
     trace = legacy.trace_soft_batch(_SIX, 2, 2.0, "ordered")
     hint = _digits_hint("the ordered plan", ordered, [round(-step.parameter) for step in trace])
     if hint:
-        if isinstance(ordered, (list, tuple)) and list(ordered) == [0, 11, 11, 1111, 1111, 111111]:
+        if entries(ordered) == [0, 11, 11, 1111, 1111, 111111]:
             return "the ordered plan: so it was meant. When is `iterations % 2` zero, and what is in the sum then?"
         return f"{hint} It asks before it counts, and it uses the sum without the current gradient."
     hint = _digits_hint("line by line", eager, line_by_line(_SIX))
@@ -167,10 +166,8 @@ def _run(optimizer: Any, in_function: bool) -> tuple[np.ndarray, list[np.ndarray
 
 
 def _repair(answer: Any) -> str | None:
-    if isinstance(answer, keras.optimizers.Optimizer):
-        return "hand over the class itself, without parentheses."
-    if not (inspect.isclass(answer) and issubclass(answer, keras.optimizers.Optimizer)):
-        return "the answer is a class derived from keras.optimizers.Optimizer."
+    if hint := not_an_optimizer(answer):
+        return hint
     meant = np.array([sum(_GRADIENTS[: step - step % 3]) for step in range(1, 8)])
     grown = np.array([sum(_GRADIENTS[step - step % 3 : step]) for step in range(1, 8)])
     make: Callable[..., Any] = answer

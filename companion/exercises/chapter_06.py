@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from companion.exercises.answers import takes
+from companion.exercises.answers import not_a_choice, takes
 from companion.optimizers import Momentum
 
 _FAULTS = {"A": "never reset", "B": "mean of means", "C": "a window late", "D": "zeros between"}
@@ -193,7 +193,7 @@ _DENOMINATOR_HINTS = {
 
 def _denominators(answer: Any) -> str | None:
     choices = ("examples", "tokens", "sample weights", "nothing")
-    hint = _not_a_choice(answer, _DENOMINATORS, choices)
+    hint = not_a_choice(answer, _DENOMINATORS, choices)
     if hint:
         return hint
     wrong = [name for name, right in _DENOMINATORS.items() if answer[name] != right]
@@ -209,19 +209,11 @@ _FAULT_HINTS = {
 
 
 def _faults(answer: Any) -> str | None:
-    hint = _not_a_choice(answer, _FAULTS, tuple(_FAULT_HINTS))
+    hint = not_a_choice(answer, _FAULTS, tuple(_FAULT_HINTS))
     if hint:
         return hint
     wrong = [name for name, right in _FAULTS.items() if answer[name] != right]
     return f"{wrong[0]} does not have the fault that you say. {_FAULT_HINTS[answer[wrong[0]]]}" if wrong else None
-
-
-def _not_a_choice(answer: Any, expected: dict[str, str], choices: tuple[str, ...]) -> str | None:
-    if not isinstance(answer, dict) or set(answer) != set(expected):
-        return f"the answer is a dictionary with the keys {', '.join(expected)}."
-    if any(value not in choices for value in answer.values()):
-        return f"each value is one of {', '.join(map(repr, choices))}."
-    return None
 
 
 CHECKS = {"06.1": _merge, "06.2": _accumulate, "06.3": _denominators, "06.4": _faults}

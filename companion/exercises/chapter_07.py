@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from companion.exercises.answers import not_a_choice, whole
+
 _MAKERS = {"A": "plain", "B": "undivided", "C": "told", "D": "Keras"}
 _PARTS, _WINDOWS = 4, 6
 
@@ -44,18 +46,10 @@ def _wrong(answer: Any, expected: dict[str, Any]) -> list[str]:
     return [key for key, right in expected.items() if answer[key] != right]
 
 
-def _not_a_choice(answer: Any, expected: dict[str, str], choices: Any) -> str | None:
-    if not isinstance(answer, dict) or set(answer) != set(expected):
-        return f"the answer is a dictionary with the keys {', '.join(expected)}."
-    if any(not isinstance(value, str) or value not in choices for value in answer.values()):
-        return f"each value is one of {', '.join(map(repr, choices))}."
-    return None
-
-
 def _not_counts(answer: Any, expected: dict[str, int]) -> str | None:
     if not isinstance(answer, dict) or set(answer) != set(expected):
         return f"the answer is a dictionary with the keys {', '.join(map(repr, expected))}."
-    if any(isinstance(value, bool) or not isinstance(value, int | np.integer) for value in answer.values()):
+    if any(whole(value) is None for value in answer.values()):
         return "each value is a whole number."
     return None
 
@@ -72,7 +66,7 @@ _DENOMINATOR_HINTS = {
 
 def _denominators(answer: Any) -> str | None:
     choices = ("examples", "positions", "tokens", "nothing", "impossible")
-    hint = _not_a_choice(answer, _DENOMINATORS, choices)
+    hint = not_a_choice(answer, _DENOMINATORS, choices)
     if hint:
         return hint
     wrong = _wrong(answer, _DENOMINATORS)
@@ -129,7 +123,7 @@ _MAKER_HINTS = {
 
 
 def _makers(answer: Any) -> str | None:
-    hint = _not_a_choice(answer, _MAKERS, tuple(_MAKER_HINTS))
+    hint = not_a_choice(answer, _MAKERS, tuple(_MAKER_HINTS))
     if hint:
         return hint
     wrong = _wrong(answer, _MAKERS)

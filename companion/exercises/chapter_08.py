@@ -1,26 +1,20 @@
 """Checks for the exercises of chapter 08: a largest stable rate, runs that collapse, a clock, the price of a ravine."""
 
-import inspect
 from typing import Any
 
 import numpy as np
 from keras.optimizers.schedules import ExponentialDecay
+
+from companion.exercises.answers import not_a_choice, number, takes
 
 # ---- 1 --------------------------------------------------------------------------------------------------------------
 
 _HESSIAN = np.array([[4.0, 2.0], [2.0, 6.0]])
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
 def _largest_rate(answer: Any) -> str | None:
-    rate = _number(answer)
-    if rate is None or not np.isfinite(rate):
+    rate = number(answer)
+    if rate is None:
         return "give one number, the learning rate."
     small, large = np.linalg.eigvalsh(_HESSIAN)
     if abs(rate - 2 / large) <= 2e-3 * 2 / large:
@@ -70,11 +64,8 @@ _RUN_HINTS = {
 
 
 def _collapse(answer: Any) -> str | None:
-    if not isinstance(answer, dict) or set(answer) != set(_RUNS):
-        return 'give a dictionary with the keys "A" to "F".'
-    allowed = set(_RUNS.values())
-    if not all(isinstance(value, str) and value in allowed for value in answer.values()):
-        return f"each value must be one of {', '.join(sorted(map(repr, allowed)))}."
+    if hint := not_a_choice(answer, _RUNS, sorted(set(_RUNS.values()))):
+        return hint
     return next((_RUN_HINTS[name] for name, right in _RUNS.items() if answer[name] != right), None)
 
 
@@ -82,9 +73,7 @@ def _collapse(answer: Any) -> str | None:
 
 
 def _clock(answer: Any) -> str | None:
-    try:
-        inspect.signature(answer).bind(None, 4)
-    except (TypeError, ValueError):
+    if not takes(answer, 2):
         return "give the function `clock` itself: it takes a schedule and a number of steps."
     schedule, steps = ExponentialDecay(0.4, decay_steps=1, decay_rate=0.5), 4
     rates = np.array([0.4, 0.2, 0.1, 0.05, 0.025])

@@ -48,7 +48,7 @@ class _Bowl(keras.layers.Layer):
 
 def _after_step(optimizer: Any, start: float = 1.0) -> list[np.ndarray]:
     """The weights after one injected step."""
-    model = keras.Sequential([keras.Input((1,)), _Bowl()])
+    model = keras.Sequential([keras.Input((1,), dtype="float32"), _Bowl(dtype="float32")])
     for variable in model.trainable_variables:
         variable.assign(variable * start)
     model.compile(optimizer)

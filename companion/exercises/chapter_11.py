@@ -204,7 +204,7 @@ def _brake(answer: Any) -> str | None:
 
 def _in_a_graph(answer: Any) -> str | None:
     """Right when called directly: does it run in a compiled training step, too?"""
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, dtype="float32")])
     optimizer = answer(0.01, momentum=0.9)
     optimizer.name = "brake"  # Keras makes a scope of it, which a class with a leading underscore would spoil
     model.compile(optimizer, "mse")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from companion import gradient_flow
-from companion.exercises.answers import takes
+from companion.exercises.answers import not_a_choice, number, takes
 
 _CURVATURES = np.geomspace(1, 100, 400)
 _BEST_OF_EULER = 99 / 101
@@ -16,9 +16,9 @@ _CHOICE = {"A": "momentum", "B": "chebyshev", "C": "extragradient", "D": "rk4"}
 
 
 def _rate(answer: Any) -> str | None:
-    if isinstance(answer, bool) or not isinstance(answer, (int, float, np.number)) or not np.isfinite(answer):
+    rate = number(answer)
+    if rate is None:
         return "give one learning rate, a number."
-    rate = float(answer)
     if rate <= 0:
         return "a learning rate is greater than 0."
     factors = np.abs(gradient_flow.stability_polynomial("rk4")(-rate * _CURVATURES))
@@ -89,13 +89,10 @@ def _method(answer: Any) -> str | None:
 
 
 def _which(answer: Any) -> str | None:
-    if not isinstance(answer, dict) or set(answer) != set(_CHOICE):
-        return 'give a dictionary with the keys "A" to "D".'
-    if any(value is ... for value in answer.values()):
+    if isinstance(answer, dict) and any(value is ... for value in answer.values()):
         return "some cases have no answer yet."
-    methods = sorted(_CHOICE.values())
-    if not all(isinstance(value, str) and value in methods for value in answer.values()):
-        return f"each value must be one of {', '.join(methods)}."
+    if hint := not_a_choice(answer, _CHOICE, sorted(_CHOICE.values())):
+        return hint
     hints = {
         "A": "A: noise hides any truncation error. Which method won the race on batches of 32?",
         "B": "B: κ is large, and nothing may be remembered. Which of these has the most stability per gradient?",

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from companion.exercises.answers import takes
+from companion.exercises.answers import takes, truth
 
 # ---- 1 --------------------------------------------------------------------------------------------------------------
 
@@ -188,9 +188,10 @@ _SAY_HINTS = {
 def _say(answer: Any) -> str | None:
     if not isinstance(answer, dict) or set(answer) != set(_SAY):
         return "give a dictionary with the keys A, B, C, D and E."
-    if not all(isinstance(value, (bool, np.bool_)) for value in answer.values()):
+    says = {key: truth(value) for key, value in answer.items()}
+    if None in says.values():
         return "each value must be True or False."
-    return next((_SAY_HINTS[key] for key, says in _SAY.items() if bool(answer[key]) != says), None)
+    return next((_SAY_HINTS[key] for key, right in _SAY.items() if says[key] != right), None)
 
 
 CHECKS = {"13.1": _modified, "13.2": _flow_through, "13.3": _penalised, "13.4": _say}
