@@ -5,12 +5,13 @@ run: a plan. ``tf.compat.v1`` is here on purpose, because that is where such pla
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from companion.arguments import choice, integer, number
 
 
 @contextlib.contextmanager
@@ -58,9 +59,7 @@ class GraphSGD:
     """
 
     def __init__(self, lr: float = 0.01) -> None:
-        if isinstance(lr, bool) or not isinstance(lr, (int, float, np.number)) or not 0 <= lr < math.inf:
-            raise ValueError(f"`lr` must be a number in [0, inf). Received: lr={lr!r}")
-        self.lr = float(lr)
+        self.lr = number("lr", lr, 0)
 
     def get_gradients(self, loss: Any, params: Sequence[Any]) -> list[Any]:
         """Returns one symbolic gradient for each variable; TensorFlow allows that only while a graph is being built."""
@@ -131,8 +130,7 @@ def run_plan(
         raise ValueError(f"`optimizer` must have a method get_updates(loss, params). Received: optimizer={optimizer!r}")
     if not callable(loss):
         raise ValueError(f"`loss` must be a function of the list of variables. Received: loss={loss!r}")
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise ValueError(f"`steps` must be an integer >= 1. Received: steps={steps!r}")
+    integer("steps", steps, 1)
     arrays = [np.asarray(value) for value in initial] if isinstance(initial, (list, tuple)) else []
     if not arrays or not all(np.issubdtype(array.dtype, np.floating) for array in arrays):
         raise ValueError(f"`initial` must be a list of floating-point arrays. Received: initial={initial!r}")
@@ -247,23 +245,13 @@ class _SoftBatch(NamedTuple):
     variables: list[Any]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _build_soft_batch(
     steps: int, learning_rate: float, variant: str, variables: str, initial: np.ndarray, momentum: float
 ) -> _SoftBatch:
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise ValueError(f"`steps` must be an integer >= 1, the length of a window. Received: steps={steps!r}")
-    if not _is_number(learning_rate) or learning_rate < 0:
-        raise ValueError(f"`learning_rate` must be a number in [0, inf). Received: learning_rate={learning_rate!r}")
-    if not isinstance(variant, str) or variant not in PLANS:
-        raise ValueError(f"`variant` must be one of {sorted(PLANS)}. Received: variant={variant!r}")
-    if variables not in ("ref", "resource"):
-        raise ValueError(f"`variables` must be 'ref' or 'resource'. Received: variables={variables!r}")
-    if not _is_number(momentum) or not 0 <= momentum < 1:
-        raise ValueError(f"`momentum` must be a number in [0, 1). Received: momentum={momentum!r}")
+    steps, momentum = integer("steps", steps, 1), number("momentum", momentum, 0, 1)
+    learning_rate = number("learning_rate", learning_rate, 0)
+    choice("variant", variant, tuple(PLANS))
+    choice("variables", variables, ("ref", "resource"))
 
     def rule(weights: list[Any], accumulator: Any) -> list[Any]:
         step = learning_rate * accumulator / steps

@@ -47,7 +47,7 @@ def check(number: str, *answer: Any) -> Verdict:
         Exercise 01.4: not answered yet.
     """
     checks = checks_of(number.partition(".")[0]) if isinstance(number, str) else {}
-    if number not in checks:
+    if not isinstance(number, str) or number not in checks:
         raise ValueError(f"`number` must be that of an exercise, such as '01.2'. Received: number={number!r}")
     if any(part is ... for part in answer):
         return Verdict(False, f"Exercise {number}: not answered yet.")

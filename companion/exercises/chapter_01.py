@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 import companion
-from companion.exercises.answers import entries, number, whole
+from companion.exercises.answers import entries, whole
 
 
 def _not_an_optimizer(answer: Any) -> str | None:
@@ -96,14 +96,15 @@ def _check_constraint(constraint: Any, gradients: Any) -> str | None:
         return "-1 became 1: that flips a weight; the nearest weight that is allowed is 0"
     if kept != [0.0, 0.0, 2.0]:
         return f"[-1, 0, 2] became {kept}: negative weights should become 0, all others stay as they are"
-    numbers = [number(gradient) for gradient in entries(gradients) or [None]]
-    if None in numbers:
+    numbers = entries(gradients)
+    if not numbers:
         return "the constraint is right; `gradients` should be a list of numbers, at least one"
     weight = keras.Variable([1.0], dtype="float32")
     weight.constraint = constraint
     optimizer = companion.SGD(learning_rate=1.0, use_ema=True, ema_momentum=0.5)
     for gradient in numbers:
-        optimizer.apply([ops.convert_to_tensor([gradient], "float32")], [weight])
+        number = float(np.asarray(gradient).item())  # arrays of one number are numbers, too
+        optimizer.apply([ops.convert_to_tensor([number], "float32")], [weight])
     value, average = float(weight.numpy()[0]), float(optimizer.variables[-1].numpy()[0])
     if not average < 0:
         return (

@@ -114,10 +114,11 @@ _GRADIENTS = ([-1.0, 0.5], [-2.0, 0.25], [0.5, 0.0], [-1.0, -1.0])
 
 def _trajectory(optimizer: Any) -> np.ndarray:
     """Runs an optimizer on two weights that must not share a slot; returns where they are after each step."""
-    variables = [keras.Variable(start, dtype="float32") for start in ([1.0, 2.0], [3.0, 4.0])]
+    dtype = keras.config.floatx()  # a reader's own, as that of the learning rate
+    variables = [keras.Variable(start, dtype=dtype) for start in ([1.0, 2.0], [3.0, 4.0])]
     rows = []
     for gradient in _GRADIENTS:
-        optimizer.apply([np.array(gradient, "float32"), 2 * np.array(gradient[::-1], "float32")], variables)
+        optimizer.apply([np.array(gradient, dtype), 2 * np.array(gradient[::-1], dtype)], variables)
         rows.append(np.concatenate([variable.numpy() for variable in variables]))
     return np.array(rows, dtype="float64")
 
@@ -181,8 +182,8 @@ def _rmsprop(answer: Any) -> str | None:
 
 def _moves(snippet: Callable[..., Any]) -> bool:
     optimizer = type("Snippet", (keras.optimizers.Optimizer,), {"update_step": snippet})(learning_rate=0.5)
-    weight = keras.Variable([1.0], dtype="float32")
-    optimizer.apply([np.array([1.0], "float32")], [weight])
+    weight = keras.Variable([1.0], dtype=keras.config.floatx())  # as the learning rate is
+    optimizer.apply([ops.ones_like(weight)], [weight])
     return float(weight.numpy()[0]) != 1.0
 
 

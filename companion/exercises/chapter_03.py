@@ -128,11 +128,11 @@ def _nesterov(answer: Any) -> str | None:
 
 def _six_steps(make: Any) -> np.ndarray:
     """The walk of a reader's optimizer that :func:`_recurrence` predicts."""
-    weight = keras.Variable([2.0, -1.0], dtype="float32")
+    weight = keras.Variable([2.0, -1.0], dtype=keras.config.floatx())
     optimizer = make(learning_rate=0.125, momentum=0.5)
     path = []
     for _ in range(6):
-        optimizer.apply([np.array([1.0, 4.0], "float32") * weight.numpy()], [weight])
+        optimizer.apply([np.array([1.0, 4.0], keras.config.floatx()) * weight.numpy()], [weight])
         path.append(weight.numpy())
     return np.array(path)
 

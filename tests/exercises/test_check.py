@@ -1,0 +1,206 @@
+"""Holds `exercises.check` itself: numbers of any kind, as many answers as are asked for, readers' own settings."""
+
+import inspect
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+import companion
+from companion import exercises
+from companion.exercises.answers import number, truth, whole
+
+CHAPTERS = [f"{chapter:02}" for chapter in range(1, 16)]
+EVERY = {number: check for chapter in CHAPTERS for number, check in exercises.checks_of(chapter).items()}
+
+
+@pytest.mark.parametrize("given", [1.4, 1, None, ..., ["01.4"], b"01.4", "01", "1.4", "01.9", "", ".", "01.4 ", "16.1"])
+def test_number_of_no_exercise(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"`number` must be that of an exercise, such as '01\.2'\. Received: number="):
+        exercises.check(given, 1)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("extra", [-1, 1, 3])
+def test_too_few_and_too_many_answers_are_counted(name: str, extra: int) -> None:
+    asked = len(inspect.signature(EVERY[name]).parameters)
+    verdict = exercises.check(name, *[92] * (asked + extra))
+    assert not verdict.correct
+    assert f"asks for {asked} answer" in verdict.message
+    assert f"and {asked + extra} w" in verdict.message
+    assert "_" not in verdict.message.split("check(")[0].partition("(")[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(92, 92.0, np.int8(92), np.float16(92), np.array(92), np.array([92.0]), Fraction(92)),
+        *(tf.constant(92), tf.Variable(92.0), keras.Variable(92.0)),
+    ],
+)
+def test_number_of_any_kind(value: Any) -> None:
+    assert number(value) == whole(value) == 92
+    assert exercises.check("01.4", value).correct
+    assert truth(value) is None
+
+
+@pytest.mark.parametrize(
+    "value", [None, ..., "92", b"92", True, np.True_, np.array(True), [92], (92,), np.array([9, 2])]
+)
+@pytest.mark.parametrize("more", [np.nan, np.inf, 1j, np.array([]), {}, int, np.datetime64(92, "D"), object()])
+def test_what_is_no_number(value: Any, more: Any) -> None:
+    for each in (value, more):
+        assert number(each) is None
+        assert whole(each) is None
+
+
+def test_what_is_no_whole_number() -> None:
+    assert whole(92.5) is whole(np.array(0.1)) is None
+
+
+@pytest.mark.parametrize("value", [True, np.True_, np.array(True), tf.constant(True)])
+def test_truth_of_any_kind(value: Any) -> None:
+    assert truth(value) is True
+    assert truth([value]) is None
+
+
+ARRAYS: list[tuple[str, tuple[Any, ...]]] = [
+    ("02.2", (np.array([False, True, True, False]),)),
+    ("02.2", ([np.array(False), np.True_, tf.constant(True), False],)),
+    ("02.4", (np.array([0, 5, 1, 5, 1]),)),
+    ("03.4", (np.array([4.75, 5.25]),)),
+    ("05.2", (np.array([0, 11, 11, 1111, 1111, 111111]), np.zeros(6))),
+    ("07.2", ({"flush": np.array(5), "carry": 3.0, "drop": np.int64(0)},)),
+    ("13.4", ({"A": np.array(False), "B": np.True_, "C": False, "D": tf.constant(False), "E": True},)),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), ARRAYS)
+def test_arrays_are_read_as_lists_are(name: str, answer: tuple[Any, ...]) -> None:
+    """The same verdict, to the word, as for plain Python."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [plain(entry) for entry in value]
+        found = np.asarray(value).tolist()
+        return int(found) if isinstance(found, float) and found == round(found) and name == "07.2" else found
+
+    assert exercises.check(name, *answer) == exercises.check(name, *map(plain, answer))
+
+
+# ---- a reader's own settings ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["float64", "mixed"])
+def own_precision(request: Any) -> Iterator[str]:
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    if request.param == "mixed":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    else:
+        keras.config.set_floatx(request.param)
+        keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+
+
+class Sign(keras.optimizers.Optimizer):
+    """Right for 01.1."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * ops.sign(gradient))
+
+
+class NonNegative(keras.constraints.Constraint):
+    """Right for 01.3."""
+
+    def __call__(self, weights: Any) -> Any:
+        return ops.relu(weights)
+
+
+class RMSprop(keras.optimizers.Optimizer):
+    """Right for 02.1."""
+
+    def __init__(self, learning_rate: Any = 0.001, rho: float = 0.9, epsilon: float = 1e-7, **options: Any) -> None:
+        super().__init__(learning_rate, **options)
+        self.rho, self.epsilon = rho, epsilon
+
+    def build(self, variables: list[Any]) -> None:
+        super().build(variables)
+        self.means = self.add_optimizer_variables(variables, "mean")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        mean = self.means[self._get_variable_index(variable)]
+        self.assign(mean, self.rho * mean + (1 - self.rho) * ops.square(gradient))
+        h = ops.cast(learning_rate, variable.dtype)
+        self.assign_sub(variable, h * gradient / (ops.sqrt(mean) + self.epsilon))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "rho": self.rho, "epsilon": self.epsilon}
+
+
+class Velocity(companion.Momentum):
+    """Right for 02.3."""
+
+    def __init__(self, learning_rate: Any = 0.01, **options: Any) -> None:
+        super().__init__(learning_rate, momentum=0.9, **options)
+
+
+class Nesterov(companion.Momentum):
+    """Right for 03.2."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        h = ops.cast(learning_rate, variable.dtype)
+        v = self.velocities[self._get_variable_index(variable)]
+        self.assign(v, self.momentum * v - h * gradient)
+        self.assign_add(variable, self.momentum * v - h * gradient)
+
+
+class SAM(companion.InjectedOptimizer):
+    """Right for 09.2."""
+
+    def __init__(self, learning_rate: Any = 0.01, rho: float = 0.05, **options: Any) -> None:
+        super().__init__(learning_rate, **options)
+        self.rho = rho
+
+    def direction(self, oracle: Any, values: list[Any], learning_rate: Any) -> list[Any]:
+        slopes = oracle(values)
+        size = ops.sqrt(sum(ops.sum(ops.square(slope)) for slope in slopes))
+        return oracle([v + ops.divide_no_nan(self.rho * k, size) for v, k in zip(values, slopes, strict=True)])
+
+
+class Brake(companion.Momentum):
+    """Right for 11.4."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        h = ops.cast(learning_rate, variable.dtype)
+        v = self.velocities[self._get_variable_index(variable)]
+        uphill = ops.sum(gradient * v) > 0
+        self.assign(v, self.momentum * ops.where(uphill, ops.zeros_like(v), v) - h * gradient)
+        self.assign_add(variable, v)
+
+
+RIGHT: dict[str, tuple[Any, ...]] = {
+    "01.1": (Sign,),
+    "01.3": (NonNegative(), [3.0]),
+    "02.1": (RMSprop,),
+    "02.2": ([False, True, True, False],),
+    "02.3": (Velocity,),
+    "03.2": (Nesterov,),
+    "05.1": ([False, True, False, True, False, True],),
+    "09.2": (SAM,),
+    "11.4": (Brake,),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_answers_are_right_in_every_precision(name: str, own_precision: str) -> None:
+    verdict = exercises.check(name, *RIGHT[name])
+    assert verdict.correct, verdict
