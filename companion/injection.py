@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from companion import arguments
-from companion.gradients import scaled
+from companion.gradients import all_finite, scaled
 from companion.merging import weighted_mean
 from companion.oracle import GradientOracle, check_question
 from companion.replicas import brought_by_one
@@ -114,18 +114,18 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
 
     All questions of a step are about the same batch, with the same dropout masks and BatchNorm statistics; metrics,
     seeds, and statistics move as if only the first had been asked. The weights move once. Clipping, weight decay,
-    constraints, averages, loss scaling and ``iterations`` act once, on :math:`d`: a point at which ``direction`` asks
-    need not obey a constraint, the end of the step does.
+    averages, loss scaling and ``iterations`` act once, on :math:`d`. Constraints hold at the end of the step, and at
+    every point where ``direction`` asks, as in the projected extragradient method.
 
     Answers are dense, also those for embeddings.
 
     Args:
-        learning_rate: :math:`h`, see :class:`~companion.SGD`.
+        learning_rate: :math:`h`, see :class:`~companion.SGD`. A callable is called once a step.
         **kwargs: those of ``keras.optimizers.Optimizer`` but ``gradient_accumulation_steps``.
 
     Raises:
         RuntimeError: ``fit`` runs without :func:`inject`.
-        ValueError: ``direction`` does not return a tensor for each value.
+        ValueError: ``direction`` asks nothing, or does not return a tensor for each value.
 
     Example:
         Sharpness-aware minimisation (Foret et al., 2021) asks again where the loss is worse:
@@ -134,7 +134,8 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         ...     def direction(self, oracle, values, learning_rate):
         ...         slopes = oracle(values)
         ...         norm = keras.ops.sqrt(sum(keras.ops.sum(slope**2) for slope in slopes))
-        ...         return oracle([value + 0.05 * slope / norm for value, slope in zip(values, slopes)])
+        ...         far = keras.ops.divide_no_nan(0.05, norm)
+        ...         return oracle([value + far * slope for value, slope in zip(values, slopes)])
         >>> model = keras.Sequential([keras.layers.Dense(1)])
         >>> model.compile(SAM(0.1), "mse")
         >>> history = inject(model).fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
@@ -146,7 +147,10 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
     Taught in chapter 09, :doc:`/notebooks/09_injecting_heun`.
     """
 
-    _asking = 0  # how many steps are between their questions and the end of `apply`: one for each replica
+    _stepping = 0  # how many steps are under way: one for each replica
+    _rate: Any = None  # in a step: what a callable or a schedule has said,
+    _questions: Any = None  # what `direction` asks,
+    _is_taken: Any = None  # and a condition that `direction` may set: unless it holds, nothing moves
 
     def __init__(self, learning_rate: Any = 0.01, **kwargs: Any) -> None:
         super().__init__(learning_rate=arguments.learning_rate(learning_rate), **kwargs)
@@ -155,8 +159,9 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         """Says where to go. To be written by a subclass.
 
         Args:
-            oracle: a function of a list of tensors, or of nothing for the current weights, that answers a list of
-                gradients there.
+            oracle: a :class:`~companion.injection.Questions`, which is a function of a list of tensors, or of nothing
+                for the current weights, that answers a list of gradients there, or at the nearest points that meet
+                the constraints.
             values: the current weights, tensors of one dtype: the widest of the weights', and at least float32.
             learning_rate: the learning rate of this step, a scalar tensor of the same dtype.
 
@@ -165,10 +170,18 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         """
         raise NotImplementedError(f"{type(self).__name__} must define `direction(self, oracle, values, learning_rate)`")
 
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate: during a step one number, even if a callable would say another when it is asked again."""
+        return super().learning_rate if self._rate is None else self._rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves ``variable`` once. ``gradient`` is its part of the direction."""
-        gradient, h = (keras.ops.cast(x, variable.dtype) for x in (gradient, learning_rate))
-        self.assign_sub(variable, h * gradient)
+        self.assign_sub(variable, keras.ops.cast(learning_rate, gradient.dtype) * gradient)
 
     def inject(self, model: keras.Model, micro_batches: int = 1) -> keras.Model:
         """Does :func:`inject` on a model that was compiled with this optimizer, and returns it."""
@@ -193,13 +206,20 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Applies the direction. Raises ``RuntimeError`` if nobody has asked for it."""
-        if not self._asking:
+        if not self._stepping:
             raise RuntimeError(
                 f"{type(self).__name__} asks for gradients itself, which this training step does not let it: call "
                 "`optimizer.inject(model)` or `companion.inject(model)` after `compile`, and again after cloning or "
                 "loading. Nothing was changed."
             )
-        return super().apply(grads, trainable_variables)
+        if self._is_taken is None:
+            return super().apply(grads, trainable_variables)
+        is_taken, apply = self._is_taken, super().apply
+
+        def choose(strategy: Any, *args: Any) -> None:  # replicas meet in `apply`: a branch must hold all of them
+            tf.cond(is_taken, lambda: strategy.extended.call_for_each_replica(apply, args), lambda: None)
+
+        return tf.distribute.get_replica_context().merge_call(choose, args=(grads, trainable_variables))
 
 
 class InjectedModel:
@@ -276,10 +296,49 @@ def _take_step(optimizer: Any, oracle: GradientOracle) -> None:
     ):  # or the first question would be asked at another loss scale than its answer is applied with
         optimizer.build(variables)
     injected = [layer for layer in wrapped_by(optimizer) if isinstance(layer, InjectedOptimizer)]
-    answers = _direction(injected[0], oracle, injected[0] is not optimizer) if injected else oracle()
-    gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in answers]
-    with _weighed(optimizer, oracle) as is_weighed, _answered(injected):
-        optimizer.apply(gradients if is_weighed else brought_by_one(gradients), variables)
+    with _step_of(injected):
+        answers = _direction(injected[0], oracle, injected[0] is not optimizer) if injected else oracle()
+        gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in answers]
+        with _weighed(optimizer, oracle) as is_weighed:
+            optimizer.apply(gradients if is_weighed else brought_by_one(gradients), variables)
+
+
+class Questions:
+    """What an :class:`~companion.InjectedOptimizer` is handed: asked at weights, it answers the gradients there.
+
+    Args:
+        oracle: the :class:`~companion.GradientOracle` of the batch.
+
+    Attributes:
+        model: the model.
+        dtypes: those of the weights.
+        dtype: that of points and answers: the widest of the weights', and at least float32.
+        values: the current weights in it.
+        answers: what the oracle has answered so far.
+    """
+
+    def __init__(self, oracle: GradientOracle) -> None:
+        self.model, self.answers, self._oracle = oracle.model, list[list[Any]](), oracle
+        self.dtypes = [variable.dtype for variable in self.model.trainable_variables]
+        self.dtype = keras.backend.result_type("float32", *self.dtypes)
+        self.values = [tf.cast(variable, self.dtype) for variable in self.model.trainable_variables]
+
+    def __call__(self, values: list[Any] | None = None) -> list[Any]:
+        """Answers at the constrained ``values``, or at the current ones as they are: dense, zeros for ``None``."""
+        answers = self._oracle(None if values is None else self.constrained(values))
+        self.answers.append(answers)
+        return [
+            tf.zeros(value.shape, self.dtype) if answer is None else tf.cast(tf.convert_to_tensor(answer), self.dtype)
+            for answer, value in zip(answers, self.values, strict=True)
+        ]
+
+    def constrained(self, values: list[Any]) -> list[Any]:
+        """What the constraints make of ``values``; the current ones stay, as in the first question of any step."""
+        constraints = [variable.constraint for variable in self.model.trainable_variables]
+        return [
+            value if constraint is None or value is current else tf.cast(constraint(value), value.dtype)
+            for value, current, constraint in zip(values, self.values, constraints, strict=True)
+        ]
 
 
 def _direction(optimizer: InjectedOptimizer, oracle: GradientOracle, is_scaled: bool) -> list[Any]:
@@ -288,43 +347,39 @@ def _direction(optimizer: InjectedOptimizer, oracle: GradientOracle, is_scaled: 
     Where the loss is scaled, an answer that overflowed shows in the direction whatever the optimizer makes of it: the
     scale has to fall.
     """
-    variables = oracle.model.trainable_variables
-    dtype = keras.backend.result_type("float32", *(variable.dtype for variable in variables))
-    depends, totals = list[bool](), list[Any]()
-
-    def ask(values: Any = None) -> list[Any]:
-        answers = oracle(values)
-        depends[:] = [answer is not None for answer in answers]
-        answers = [
-            tf.zeros(variable.shape, dtype) if answer is None else tf.cast(tf.convert_to_tensor(answer), dtype)
-            for answer, variable in zip(answers, variables, strict=True)
-        ]
-        totals.extend(tf.reduce_sum(answer) for answer in answers if is_scaled)
-        return answers
-
-    values = [tf.cast(variable, dtype) for variable in variables]
-    answers = optimizer.direction(ask, values, tf.cast(tf.convert_to_tensor(optimizer.learning_rate), dtype))
-    shapes = [tuple(variable.shape) for variable in variables]
-    if not isinstance(answers, (list, tuple)) or [tuple(getattr(answer, "shape", "?")) for answer in answers] != shapes:
+    ask = optimizer._questions = Questions(oracle)
+    rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate), ask.dtype)
+    directions = optimizer.direction(ask, ask.values, rate)
+    name, shapes = type(optimizer).__name__, [tuple(value.shape) for value in ask.values]
+    if not isinstance(directions, (list, tuple)) or [tuple(getattr(d, "shape", "?")) for d in directions] != shapes:
         raise ValueError(
-            f"`direction` of {type(optimizer).__name__} must return a list with a tensor for each value, of its shape: "
-            f"{shapes}. Received: {answers!r}"
+            f"`direction` of {name} must return a list with a tensor for each value, of its shape: "
+            f"{shapes}. Received: {directions!r}"
         )
+    if not ask.answers:
+        raise ValueError(f"`direction` of {name} must ask: call `oracle(values)` in it. Received: no question")
     if is_scaled:
-        is_finite = tf.math.is_finite(tf.add_n(totals))
-        answers = [tf.where(is_finite, answer, float("nan")) for answer in answers]
-    return [answer if has else None for answer, has in zip(answers, depends, strict=True)]
+        answers = [answer for each in ask.answers for answer in each if answer is not None]
+        is_finite = all_finite(answers)
+        directions = [tf.where(is_finite, direction, float("nan")) for direction in directions]
+    return [None if no is None else direction for no, direction in zip(ask.answers[0], directions, strict=True)]
 
 
 @contextmanager
-def _answered(optimizers: list[Any]) -> Iterator[None]:
+def _step_of(optimizers: list[Any]) -> Iterator[None]:
+    """Lets optimizers step. What their learning rates say at the beginning holds until all replicas are through."""
     for optimizer in optimizers:
-        optimizer._asking += 1
+        if not optimizer._stepping:
+            rate = optimizer.learning_rate
+            optimizer._rate = None if isinstance(rate, keras.Variable) else tf.convert_to_tensor(rate)
+        optimizer._stepping += 1
     try:
         yield
     finally:
         for optimizer in optimizers:
-            optimizer._asking -= 1
+            optimizer._stepping -= 1
+            if not optimizer._stepping:
+                optimizer._rate = optimizer._questions = optimizer._is_taken = None
 
 
 def _build_from_one_shard(model: Any, iterator: Any = None, data_batch: Any = None) -> None:

@@ -15,11 +15,14 @@ from keras import ops
 
 from companion import gradient_flow
 from companion.gradient_flow import ButcherTableau
-from companion.gradients import moved
+from companion.gradients import all_finite, moved
 from companion.injection import InjectedOptimizer
 
 _SAFETY, _SLOWEST, _FASTEST = 0.9, 0.2, 5.0  # Hairer, Nørsett and Wanner, II.4
 _FLOOR = 1e-6  # of the first step
+_LARGEST = 1e4
+_TINY = 1e-37  # what is allowed at least; and the largest ratio to it whose square float32 can hold many of
+_HUGE = 1e9
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -40,9 +43,12 @@ class RungeKutta(InjectedOptimizer):
        {\mathtt{atol} + \mathtt{rtol} \max(|\theta_n|, |\theta_n^{\text{new}}|)}\Bigr)^2} \qquad
        h \leftarrow h \cdot \min\bigl(5, \max(0.2,\ 0.9\, e^{-1/p})\bigr)
 
-    A step with :math:`e > 1`, or where anything is infinite or NaN, is rejected: no weight moves, and the next step is
-    shorter. At a millionth of the first step size it stays, and every finite step is accepted. The estimate is
-    of the rule alone: it sees neither clipping nor constraints. Under ``mixed_float16`` an overflow is a rejected step.
+    A step with :math:`e > 1`, or where anything is infinite or NaN, is rejected: nothing moves, no weight, no average,
+    not ``iterations``, and the next step is shorter. At a millionth of the first step size it stays, and every finite
+    step is accepted. It never exceeds ``max_step``; what sets the learning rate from outside (an assignment,
+    ``LearningRateScheduler``, ``ReduceLROnPlateau``) sets the largest step from then on, up to ``max_step``. The
+    estimate is of the rule alone: it sees neither clipping nor the constraint at the end. Under ``mixed_float16`` an
+    overflow is a rejected step.
 
     Needs :func:`~companion.inject`: see :class:`~companion.InjectedOptimizer`.
 
@@ -55,6 +61,8 @@ class RungeKutta(InjectedOptimizer):
         rtol: the relative error that a step may make, a number greater than 0, for a method with embedded weights.
             Defaults to ``None``: every step has size ``learning_rate``.
         atol: the absolute error that a step may make, a number of at least 0. Defaults to 1e-6.
+        max_step: with ``rtol``, the largest step size, at least ``learning_rate``. Defaults to ``None``: 10,000, or
+            ``learning_rate`` if that is larger.
         **kwargs: those of ``keras.optimizers.Optimizer``; ``weight_decay`` only without ``rtol``.
 
     Attributes:
@@ -88,58 +96,91 @@ class RungeKutta(InjectedOptimizer):
         method: Any = "heun",
         rtol: float | None = None,
         atol: float = 1e-6,
+        max_step: float | None = None,
         **kwargs: Any,
     ) -> None:
         tableau = gradient_flow.tableau(method)
         if rtol is not None:
-            _check_control(tableau, learning_rate, method, rtol, atol, kwargs.get("weight_decay"))
+            _check_control(tableau, learning_rate, method, rtol, atol, max_step, kwargs.get("weight_decay"))
+        elif max_step is not None:
+            raise ValueError(f"`max_step` needs `rtol`, which makes steps adapt. Received: max_step={max_step!r}")
         super().__init__(learning_rate=learning_rate, **kwargs)
-        self.tableau, self.method, self.rtol, self.atol = tableau, method, rtol, atol
+        self.tableau, self.method, self.rtol, self.atol, self.max_step = tableau, method, rtol, atol, max_step
         if rtol is not None:
-            self._first_step_size = float(learning_rate)
-            shared = {"shape": (), "dtype": "float64", "aggregation": "only_first_replica"}
-            first = keras.initializers.Constant(learning_rate)
-            self.step_size = self.add_variable(name="step_size", initializer=first, **shared)
-            self.rejected = self.add_variable(name="rejected", **{**shared, "dtype": "int64"})
+            self._first = float(learning_rate)
+            self.step_size = self._number("step_size", self._first)
+            self.rejected = self._number("rejected", 0, "int64")
+            self._bound = max(_LARGEST, self._first) if max_step is None else float(max_step)
+            self._largest = self._number("largest_step", self._bound)
+            self._shown = self._number("shown_learning_rate", float(ops.cast(self._learning_rate, "float64")))
+
+    def _number(self, name: str, value: float, dtype: str = "float64") -> Any:
+        first = keras.initializers.Constant(value)
+        return self.add_variable((), first, dtype, aggregation="only_first_replica", name=name)
 
     def direction(self, oracle: Any, values: list[Any], learning_rate: Any) -> list[Any]:
         """The weighted mean of the answers."""
         is_adaptive, h = self.rtol is not None, learning_rate
         if is_adaptive:  # `apply` reads the learning rate once there is a direction
-            self.learning_rate = ops.cast(self.step_size, "float32")
-            h = ops.cast(self.learning_rate, learning_rate.dtype)
+            h = ops.cast(self._next_step(), learning_rate.dtype)
         slopes: dict[int, list[Any]] = {}
         for stage in self.tableau.stages(embedded=is_adaptive):
-            slopes[stage] = oracle(_combine(self.tableau.a[stage], slopes, -h, values))
+            weights = self.tableau.a[stage]
+            slopes[stage] = oracle(_combine(weights, slopes, -h, values) if any(weights) else values)
         direction = _combine(self.tableau.b, slopes)
         if is_adaptive:
             return self._controlled(values, h, direction, slopes)
         return direction
 
+    def _next_step(self) -> Any:
+        """Shows the size of the step as the learning rate, which is the largest if it was set from outside."""
+        rate = self.learning_rate
+        if not isinstance(rate, keras.Variable):
+            raise ValueError(
+                "`learning_rate` must be a number where `rtol` chooses the steps: assign one, the largest step, or use "
+                f"`rtol=None`. Received: learning_rate={self._learning_rate!r}"
+            )
+        given, bound = ops.cast(rate, "float64"), self._bound
+        is_given = ops.not_equal(given, self._shown)
+        self._largest.assign(ops.where(is_given, ops.clip(given, 0.0, bound), self._largest))
+        self.step_size.assign(ops.minimum(self.step_size, self._largest))
+        rate.assign(ops.cast(self.step_size, rate.dtype))
+        self._shown.assign(ops.cast(rate, "float64"))
+        return rate
+
     def _controlled(self, values: list[Any], h: Any, direction: list[Any], slopes: dict[int, list[Any]]) -> list[Any]:
-        """The direction, or zeros if the step is rejected. Sets the size of the next step."""
+        """The direction; zeros, and nothing will move, if the step is rejected. Sets the size of the next step."""
         weights = [b - other for b, other in zip(self.tableau.b, self.tableau.b_embedded, strict=True)]
-        squares = []
-        for value, step, difference in zip(values, direction, _combine(weights, slopes), strict=True):
-            allowed = self.atol + self.rtol * ops.maximum(ops.abs(value), ops.abs(value - h * step))
-            squares.append(ops.sum(ops.divide_no_nan(h * difference, allowed) ** 2))
+        dtypes = self._questions.dtypes if self._questions else [value.dtype for value in values]
+        squares, seen = [], []
+        for value, step, slope, dtype in zip(values, direction, _combine(weights, slopes), dtypes, strict=True):
+            end = ops.cast(value - h * step, value.dtype)
+            allowed = self.atol + self.rtol * ops.maximum(ops.abs(value), ops.abs(end))
+            ratio = ops.abs(h * slope) / ops.maximum(allowed, _TINY)
+            squares.append(ops.sum(ops.minimum(ratio, _HUGE) ** 2))
+            arrives = ops.cast(value, dtype) - ops.cast(h * step, dtype)  # as `update_step` will
+            seen += [h * slope, ops.cast(arrives, value.dtype)]
+            if self.clipnorm or self.global_clipnorm:
+                seen.append(ops.sum(step**2))
         count = sum(math.prod(value.shape) for value in values)
         error = ops.sqrt(ops.cast(sum(squares), "float64") / count)
-        size, floor = (ops.convert_to_tensor(x, "float64") for x in (self.step_size, _FLOOR * self._first_step_size))
+        is_finite = ops.logical_and(all_finite(seen), ops.isfinite(error))
+        size, floor = ops.convert_to_tensor(self.step_size), _FLOOR * self._first
+        is_taken = ops.logical_and(is_finite, ops.logical_or(error <= 1, size <= floor))
         factor = ops.clip(_SAFETY * error ** (-1 / self.tableau.order), _SLOWEST, _FASTEST)
-        factor = ops.where(ops.isfinite(error), factor, _SLOWEST)
-        is_taken = ops.logical_and(ops.isfinite(error), ops.logical_or(error <= 1, size <= floor))
+        factor = ops.where(is_finite, ops.where(is_taken, factor, ops.minimum(factor, 1.0)), _SLOWEST)
         self.rejected.assign_add(ops.cast(ops.logical_not(is_taken), "int64"))
-        self.step_size.assign(ops.maximum(size * ops.where(is_taken, factor, ops.minimum(factor, 1.0)), floor))
+        self.step_size.assign(ops.minimum(ops.maximum(size * factor, floor), self._largest))
+        self._is_taken = is_taken
         return [ops.where(is_taken, step, ops.zeros_like(step)) for step in direction]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for saving."""
         config = super().get_config()
         if self.rtol is not None:
-            config["learning_rate"] = self._first_step_size
+            config["learning_rate"] = self._first
         method = dataclasses.asdict(self.method) if isinstance(self.method, ButcherTableau) else self.method
-        return {**config, "method": method, "rtol": self.rtol, "atol": self.atol}
+        return {**config, "method": method, "rtol": self.rtol, "atol": self.atol, "max_step": self.max_step}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
@@ -174,6 +215,7 @@ class Heun(_OneMethod):
         learning_rate: :math:`h`, see :class:`RungeKutta`. Defaults to 0.01.
         rtol: see :class:`RungeKutta`. Defaults to ``None``.
         atol: see :class:`RungeKutta`. Defaults to 1e-6.
+        max_step: see :class:`RungeKutta`. Defaults to ``None``.
         **kwargs: those of ``keras.optimizers.Optimizer``.
 
     Raises:
@@ -195,8 +237,15 @@ class Heun(_OneMethod):
     Taught in chapter 09, :doc:`/notebooks/09_injecting_heun`.
     """
 
-    def __init__(self, learning_rate: Any = 0.01, rtol: float | None = None, atol: float = 1e-6, **kwargs: Any) -> None:
-        super().__init__(learning_rate, "heun", rtol, atol, **kwargs)
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        rtol: float | None = None,
+        atol: float = 1e-6,
+        max_step: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, "heun", rtol, atol, max_step, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -213,6 +262,7 @@ class RK23(_OneMethod):
         learning_rate: the size of the first step, see :class:`RungeKutta`. Defaults to 0.01.
         rtol: see :class:`RungeKutta`. Defaults to 1e-3.
         atol: see :class:`RungeKutta`. Defaults to 1e-6.
+        max_step: see :class:`RungeKutta`. Defaults to ``None``.
         **kwargs: those of ``keras.optimizers.Optimizer``.
 
     Raises:
@@ -231,8 +281,15 @@ class RK23(_OneMethod):
     Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
     """
 
-    def __init__(self, learning_rate: Any = 0.01, rtol: float | None = 1e-3, atol: float = 1e-6, **kwargs: Any) -> None:
-        super().__init__(learning_rate, "bogacki_shampine", rtol, atol, **kwargs)
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        rtol: float | None = 1e-3,
+        atol: float = 1e-6,
+        max_step: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, "bogacki_shampine", rtol, atol, max_step, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -250,6 +307,7 @@ class RK45(_OneMethod):
         learning_rate: the size of the first step, see :class:`RungeKutta`. Defaults to 0.01.
         rtol: see :class:`RungeKutta`. Defaults to 1e-3.
         atol: see :class:`RungeKutta`. Defaults to 1e-6.
+        max_step: see :class:`RungeKutta`. Defaults to ``None``.
         **kwargs: those of ``keras.optimizers.Optimizer``.
 
     Raises:
@@ -265,8 +323,15 @@ class RK45(_OneMethod):
     Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
     """
 
-    def __init__(self, learning_rate: Any = 0.01, rtol: float | None = 1e-3, atol: float = 1e-6, **kwargs: Any) -> None:
-        super().__init__(learning_rate, "dormand_prince", rtol, atol, **kwargs)
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        rtol: float | None = 1e-3,
+        atol: float = 1e-6,
+        max_step: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, "dormand_prince", rtol, atol, max_step, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -312,8 +377,8 @@ class RungeKuttaChebyshev(InjectedOptimizer):
     def direction(self, oracle: Any, values: list[Any], learning_rate: Any) -> list[Any]:
         """Where the recurrence arrives."""
         before = now = [ops.zeros_like(value) for value in values]
-        for mu, nu, step in self._coefficients:
-            slopes = oracle(moved(values, -learning_rate, now))
+        for stage, (mu, nu, step) in enumerate(self._coefficients):
+            slopes = oracle(moved(values, -learning_rate, now) if stage else values)
             after = [mu * d + nu * e + step * k for d, e, k in zip(now, before, slopes, strict=True)]
             before, now = now, after
         return now
@@ -324,7 +389,7 @@ class RungeKuttaChebyshev(InjectedOptimizer):
 
 
 def _check_control(
-    tableau: ButcherTableau, learning_rate: Any, method: Any, rtol: Any, atol: Any, weight_decay: Any
+    tableau: ButcherTableau, learning_rate: Any, method: Any, rtol: Any, atol: Any, max_step: Any, weight_decay: Any
 ) -> None:
     """Raises the error that says why the step size cannot adapt itself."""
     if tableau.b_embedded is None:
@@ -332,6 +397,14 @@ def _check_control(
         raise ValueError(
             f"`rtol` needs a method with embedded weights, such as {', '.join(map(repr, able))}. "
             f"Received: rtol={rtol!r}, method={method!r}"
+        )
+    estimate: dict[Any, float] = {}  # of stages that ask the same, the weights add up
+    for row, b, other in zip(tableau.a, tableau.b, tableau.b_embedded, strict=True):
+        estimate[row] = estimate.get(row, 0) + b - other
+    if max(map(abs, estimate.values())) < 1e-10:
+        raise ValueError(
+            "`rtol` needs embedded weights that differ from the method's own: the error estimate would always be 0. "
+            f"Received: b_embedded={tableau.b_embedded} with b={tableau.b}"
         )
     for name, value, is_right in (("rtol", rtol, _is_number(rtol) and rtol > 0), ("atol", atol, _is_number(atol))):
         if not is_right or not 0 <= value < float("inf"):
@@ -341,6 +414,11 @@ def _check_control(
         raise ValueError(
             "`learning_rate` is the size of the first step where `rtol` chooses the others: it must be a number "
             f"greater than 0. Received: learning_rate={learning_rate!r}"
+        )
+    if max_step is not None and not (_is_number(max_step) and learning_rate <= max_step < float("inf")):
+        raise ValueError(
+            "`max_step` must be a finite number, at least `learning_rate`, which is the first step. "
+            f"Received: max_step={max_step!r}, learning_rate={learning_rate!r}"
         )
     if weight_decay:
         raise ValueError(
