@@ -3,13 +3,16 @@ r"""The implicit Euler method: a step against the gradient where it ends. Chapte
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
+import tensorflow as tf
+from keras import ops, tree
 
+from companion import arguments
 from companion.gradients import moved
 from companion.injection import InjectedOptimizer
 
 _SOLVERS = ("newton_krylov", "fixed_point")
+_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+_ALL_LAYERS = "_flatten_layers"  # private in Keras, checked on 3.13.2 and 3.15.1; tests/test_implicit_euler.py notices
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -21,14 +24,20 @@ class ImplicitEuler(InjectedOptimizer):
        \theta^+ = \theta - h \nabla L(\theta^+) \qquad\Longleftarrow\qquad
        \theta^+ = \operatorname*{arg\,min}_\vartheta\ L(\vartheta) + \frac{1}{2h} \lVert \vartheta - \theta \rVert^2
 
-    On a convex loss it is stable for every :math:`h`; where :math:`h\lambda \le -1` for a negative curvature, the
-    equation may have no solution or several. The equation is solved as far as ``iterations`` go, not further:
+    On a convex loss it is stable for every :math:`h`. The equation is solved as far as ``iterations`` go, not further:
 
     - ``"newton_krylov"``: each iteration is a step of Newton's method, with the linear system
       :math:`(I + h \nabla^2 L)\,\delta = r` solved by ``krylov_iterations`` conjugate gradients. A product with
-      the Hessian is a difference of two gradients, which float32 computes to three digits or so. It stops where it
-      meets a direction of negative curvature.
+      the Hessian is a difference of two gradients, which float32 computes to three digits or so, bfloat16 to one: the
+      difference is as long as the coarsest dtype on the way asks for, of the weights, the layers and the loss.
     - ``"fixed_point"``: :math:`d \leftarrow \nabla L(\theta - h d)`, which converges for :math:`h\lambda < 1` only.
+
+    Where the loss is not convex, and :math:`h\lambda \le -1` for a curvature :math:`\lambda`, the equation may have no
+    solution or several, and nothing is promised but this: conjugate gradients stop where they meet a direction along
+    which :math:`I + h \nabla^2 L` is not positive, and the step is what they have found before. If that is the first
+    direction, they have found nothing, and Newton's step is zero: a smaller :math:`h` moves.
+
+    With constraints the equation is that of the projected step, :math:`\theta^+ = P(\theta - h \nabla L(\theta^+))`.
 
     Needs :func:`~companion.inject`. Gradients a step: ``iterations * (1 + krylov_iterations)``, or
     ``1 + iterations`` with ``"fixed_point"``.
@@ -66,13 +75,10 @@ class ImplicitEuler(InjectedOptimizer):
         krylov_iterations: int = 5,
         **kwargs: Any,
     ) -> None:
-        if solver not in _SOLVERS:
-            raise ValueError(f"`solver` must be one of {_SOLVERS}. Received: solver={solver!r}")
-        for name, value in (("iterations", iterations), ("krylov_iterations", krylov_iterations)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")
         super().__init__(learning_rate=learning_rate, **kwargs)
-        self.solver, self.solver_iterations, self.krylov_iterations = solver, iterations, krylov_iterations
+        self.solver = arguments.choice("solver", solver, _SOLVERS)
+        self.solver_iterations = arguments.integer("iterations", iterations, 1)
+        self.krylov_iterations = arguments.integer("krylov_iterations", krylov_iterations, 1)
 
     def direction(self, oracle: Any, values: list[Any], learning_rate: Any) -> list[Any]:
         """The gradient at the end of the step, as far as the iterations find it."""
@@ -86,25 +92,65 @@ class ImplicitEuler(InjectedOptimizer):
             if iteration:
                 point = moved(values, -learning_rate, direction)
                 slopes = oracle(point)
-            residual = moved(slopes, -1, direction)
-            direction = moved(direction, 1, self._solve(oracle, point, slopes, learning_rate, residual))
+            project = self._projection(values, learning_rate, slopes)
+            change = self._solve(oracle, point, slopes, learning_rate, moved(slopes, -1, direction), project)
+            direction = moved(direction, 1, change)
         return direction
 
-    def _solve(self, oracle: Any, point: list[Any], slopes: list[Any], h: Any, residual: list[Any]) -> list[Any]:
-        r"""Conjugate gradients for :math:`(I + h \nabla^2 L)\,\delta = r`."""
-        precision = np.finfo(keras.backend.standardize_dtype(h.dtype)).eps ** 0.5
-        near = precision * (1 + ops.sqrt(_dot(point, point)))
-        solution, search, length = [ops.zeros_like(r) for r in residual], residual, _dot(residual, residual)
+    def _projection(self, values: list[Any], h: Any, slopes: list[Any]) -> Any:
+        """The derivative of the constraints, as a function, where a step along ``slopes`` would end without them."""
+        asked = self._questions
+        if asked is None or all(variable.constraint is None for variable in asked.model.trainable_variables):
+            return lambda direction: direction
+        end = moved(values, -h, slopes)
+
+        def project(direction: list[Any]) -> list[Any]:
+            with tf.GradientTape() as tape:
+                tape.watch(end)
+                constrained = asked.constrained(end)
+            return tape.gradient(constrained, end, direction, unconnected_gradients="zero")
+
+        return project
+
+    def _solve(
+        self, oracle: Any, point: list[Any], slopes: list[Any], h: Any, residual: list[Any], project: Any
+    ) -> list[Any]:
+        r"""Conjugate gradients for :math:`(I + h \nabla^2 L\,P)\,\delta = r`, with the projection :math:`P`."""
+        whole, residual = residual, project(residual)
+        centre = point if self._questions is None else self._questions.constrained(point)
+        near = self._precision(h) ** 0.5 * (1 + ops.sqrt(_dot(centre, centre)))
+        solution, gone = ([ops.zeros_like(r) for r in residual] for _ in range(2))
+        search, length, goes_on = residual, _dot(residual, residual), True
         for _ in range(self.krylov_iterations):
             distance = ops.divide_no_nan(near, ops.sqrt(_dot(search, search)))
-            differences = moved(oracle(moved(point, distance, search)), -1, slopes)
-            product = moved(search, ops.divide_no_nan(h, distance), differences)
+            differences = moved(oracle(moved(centre, distance, search)), -1, slopes)
+            bend = [ops.divide_no_nan(h, distance) * difference for difference in differences]
+            product = moved(search, 1, project(bend))
             curvature = _dot(search, product)
-            factor = ops.where(curvature > 0, ops.divide_no_nan(length, curvature), ops.zeros_like(length))
-            solution, residual = moved(solution, factor, search), moved(residual, -factor, product)
+            goes_on = ops.logical_and(goes_on, ops.logical_and(curvature > 0, ops.isfinite(curvature)))
+            factor = ops.divide_no_nan(length, curvature)
+            solution = _chosen(goes_on, moved(solution, factor, search), solution)
+            residual = _chosen(goes_on, moved(residual, -factor, product), residual)
+            gone = _chosen(goes_on, moved(gone, factor, bend), gone)
             before, length = length, _dot(residual, residual)
             search = moved(residual, ops.divide_no_nan(length, before), search)
-        return solution
+        rest = moved(whole, -1, gone)  # outside the constraints the equation holds of itself
+        return [a + b - c for a, b, c in zip(solution, rest, project(rest), strict=True)]
+
+    def _precision(self, h: Any) -> float:
+        """The distance from 1 to the next number, in the coarsest dtype in which the gradient is computed."""
+        names = [h.dtype]
+        if self._questions is not None:
+            model = self._questions.model
+            losses = [getattr(loss, "dtype", None) or keras.config.floatx() for loss in tree.flatten(model.loss)]
+            names = [*self._questions.dtypes, *losses, *(each.compute_dtype for each in getattr(model, _ALL_LAYERS)())]
+        known = [_EPSILON.get(keras.backend.standardize_dtype(name), 0.0) for name in names if name]
+        has_tensor_cores = (
+            tf.config.list_physical_devices("GPU") and tf.config.experimental.tensor_float_32_execution_enabled()
+        )
+        if has_tensor_cores and _EPSILON["float32"] in known:  # float32 products keep ten bits there
+            known.append(_EPSILON["float16"])
+        return max(known)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for saving."""
@@ -118,3 +164,7 @@ class ImplicitEuler(InjectedOptimizer):
 
 def _dot(left: list[Any], right: list[Any]) -> Any:
     return sum(ops.sum(a * b) for a, b in zip(left, right, strict=True))
+
+
+def _chosen(condition: Any, there: list[Any], here: list[Any]) -> list[Any]:
+    return [ops.where(condition, a, b) for a, b in zip(there, here, strict=True)]
