@@ -93,7 +93,7 @@ def test_the_order_conditions_written_out() -> None:
 
 
 def test_order_conditions_are_as_many_as_rooted_trees() -> None:
-    from companion.gradient_flow import _trees
+    from companion.tableaux import _trees
 
     assert [len(_trees(order)) for order in range(1, 8)] == [1, 1, 2, 4, 9, 20, 48]  # OEIS A000081
 
