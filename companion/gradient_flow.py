@@ -208,16 +208,17 @@ def oscillation(curvature: Any, friction: float, values: Any, times: Any, veloci
         for name, value in (("curvature", curvature), ("velocity", velocity))
     )
     t = times.reshape(times.shape + (1,) * start.ndim)
-    frequency = np.sqrt(bend.astype(complex))
-    root = np.sqrt(half - frequency) * np.sqrt(half + frequency)  # the two rates are -half ± root
     with np.errstate(all="ignore"):
+        square = np.square(half) - bend
+        root = np.where(np.isfinite(square), np.sqrt(square.astype(complex)), half)  # the two rates are -half ± root
         fast = -half - root
         slow = np.where(fast == 0, 0, -bend / np.where(fast == 0, 1, -fast))  # their product is the curvature
         # Close rates: one exponential times a series. Others: the sum of two, each with a share that may be 0.
         gap = 2 * root * np.abs(t)
         near, tail = np.exp(np.where(t < 0, fast, slow) * t), np.exp(-gap)
         sine = t * np.where(np.abs(gap) < 1e-12, 1, -np.expm1(-gap) / np.where(gap == 0, 1, gap))
-        joint = near * (start * ((1 + tail) / 2 + half * sine) + speed * sine)
+        joint = start * ((1 + tail) / 2 + half * sine) + speed * sine
+        joint = np.where(joint == 0, 0, near * joint)
         shares = ((speed - fast * start) / (2 * root), slow), ((slow * start - speed) / (2 * root), fast)
         apart = sum(np.where(share == 0, 0, share * np.exp(rate * t)) for share, rate in shares)
         return np.where(np.abs(gap) > 1, apart, joint).real

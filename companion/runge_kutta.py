@@ -108,15 +108,16 @@ class RungeKutta(InjectedOptimizer):
         self.tableau, self.method, self.rtol, self.atol, self.max_step = tableau, method, rtol, atol, max_step
         if rtol is not None:
             self._first = float(learning_rate)
-            self.step_size = self._number("step_size", self._first)
+            self.step_size = self._number("step_size", np.float32(self._first))  # as Keras keeps a learning rate
             self.rejected = self._number("rejected", 0, "int64")
             self._bound = max(_LARGEST, self._first) if max_step is None else float(max_step)
             self._largest = self._number("largest_step", self._bound)
             self._shown = self._number("shown_learning_rate", float(ops.cast(self._learning_rate, "float64")))
 
-    def _number(self, name: str, value: float, dtype: str = "float64") -> Any:
-        first = keras.initializers.Constant(value)
-        return self.add_variable((), first, dtype, aggregation="only_first_replica", name=name)
+    def _number(self, name: str, value: Any, dtype: str = "float64") -> Any:
+        return self.add_variable(
+            (), lambda shape, dtype: tf.constant(value, dtype), dtype, aggregation="only_first_replica", name=name
+        )
 
     def direction(self, oracle: Any, values: list[Any], learning_rate: Any) -> list[Any]:
         """The weighted mean of the answers."""
@@ -140,11 +141,11 @@ class RungeKutta(InjectedOptimizer):
                 "`learning_rate` must be a number where `rtol` chooses the steps: assign one, the largest step, or use "
                 f"`rtol=None`. Received: learning_rate={self._learning_rate!r}"
             )
-        given, bound = ops.cast(rate, "float64"), self._bound
-        is_given = ops.not_equal(given, self._shown)
-        self._largest.assign(ops.where(is_given, ops.clip(given, 0.0, bound), self._largest))
+        given = ops.cast(rate, "float64")
+        largest = ops.clip(given, 0, ops.convert_to_tensor(self._bound, "float64"))
+        self._largest.assign(ops.where(ops.equal(given, self._shown), self._largest, largest))
         self.step_size.assign(ops.minimum(self.step_size, self._largest))
-        rate.assign(ops.cast(self.step_size, rate.dtype))
+        rate.assign(ops.cast(ops.cast(self.step_size, "float32"), rate.dtype))
         self._shown.assign(ops.cast(rate, "float64"))
         return rate
 
@@ -165,7 +166,7 @@ class RungeKutta(InjectedOptimizer):
         count = sum(math.prod(value.shape) for value in values)
         error = ops.sqrt(ops.cast(sum(squares), "float64") / count)
         is_finite = ops.logical_and(all_finite(seen), ops.isfinite(error))
-        size, floor = ops.convert_to_tensor(self.step_size), _FLOOR * self._first
+        size, floor = (ops.convert_to_tensor(x, "float64") for x in (self.step_size, _FLOOR * self._first))
         is_taken = ops.logical_and(is_finite, ops.logical_or(error <= 1, size <= floor))
         factor = ops.clip(_SAFETY * error ** (-1 / self.tableau.order), _SLOWEST, _FASTEST)
         factor = ops.where(is_finite, ops.where(is_taken, factor, ops.minimum(factor, 1.0)), _SLOWEST)

@@ -216,7 +216,16 @@ def test_what_keras_does_to_a_gradient_it_does_once_to_the_direction(options: di
     sgd.build(reference.trainable_variables)
     for batch in BATCHES * 2:
         values = arrays(reference)
-        end = heun(lambda v, b=batch: gradient(v, X[b], Y[b]), values, 0.5)
+        limits = [layer.kernel.constraint if constraint else None for layer in reference.layers]
+
+        def meets(at: Any, limits: Any = limits, values: Any = values) -> Any:  # kernels, where it asks again
+            kernels = [
+                limit(kernel) if limit and at is not values else kernel
+                for limit, kernel in zip(limits, at[::2], strict=True)
+            ]
+            return [np.asarray(kernels[0]), at[1], np.asarray(kernels[1]), at[3]]
+
+        end = heun(lambda v, b=batch, meets=meets: gradient(meets(v), X[b], Y[b]), values, 0.5)
         direction = [keras.ops.convert_to_tensor((v - e) / 0.5) for v, e in zip(values, end, strict=True)]
         sgd.apply(direction, reference.trainable_variables)
     assert_close(arrays(model), arrays(reference))
@@ -638,7 +647,8 @@ class SAM(InjectedOptimizer):
     def direction(self, oracle: Any, values: Any, learning_rate: Any) -> Any:
         slopes = oracle(values)
         norm = keras.ops.sqrt(sum(keras.ops.sum(slope**2) for slope in slopes))
-        return oracle([value + 0.05 * slope / norm for value, slope in zip(values, slopes, strict=True)])
+        far = keras.ops.divide_no_nan(0.05, norm)
+        return oracle([value + far * slope for value, slope in zip(values, slopes, strict=True)])
 
 
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}], ids=str)
