@@ -90,52 +90,65 @@ class ImplicitEuler(InjectedOptimizer):
         point, direction = values, [ops.zeros_like(value) for value in values]
         for iteration in range(self.solver_iterations):
             if iteration:
-                point = moved(values, -learning_rate, direction)
+                end = moved(values, -learning_rate, direction)
+                point = self._constrained(end)
+                if point is not end:  # what was cut off was not gone
+                    gone = [ops.divide_no_nan(v - p, learning_rate) for v, p in zip(values, point, strict=True)]
+                    is_kept = [ops.abs(p - e) <= 1e-5 * ops.abs(e) for p, e in zip(point, end, strict=True)]
+                    direction = [ops.where(*each) for each in zip(is_kept, direction, gone, strict=True)]
                 slopes = oracle(point)
-            project = self._projection(values, learning_rate, slopes)
-            change = self._solve(oracle, point, slopes, learning_rate, moved(slopes, -1, direction), project)
+            change = self._solve(oracle, point, slopes, learning_rate, moved(slopes, -1, direction))
             direction = moved(direction, 1, change)
         return direction
 
-    def _projection(self, values: list[Any], h: Any, slopes: list[Any]) -> Any:
-        """The derivative of the constraints, as a function, where a step along ``slopes`` would end without them."""
+    def _constrained(self, points: list[Any]) -> list[Any]:
+        """The points themselves where there is no constraint."""
         asked = self._questions
-        if asked is None or all(variable.constraint is None for variable in asked.model.trainable_variables):
+        is_free = asked is None or all(variable.constraint is None for variable in asked.model.trainable_variables)
+        return points if is_free else asked.constrained(points)
+
+    def _solve(self, oracle: Any, point: list[Any], slopes: list[Any], h: Any, slope: list[Any]) -> list[Any]:
+        r"""Conjugate gradients for :math:`(I + h \nabla^2 L)\,\delta = r`, along the constraints that a step meets.
+
+        A step of size :math:`c` against :math:`r` is near enough to meet those only that hold here. With :math:`P` the
+        derivative of the constraints at its end, :math:`\delta = P w` solves the equation in the directions that
+        :math:`P` leaves; the term :math:`(P - P^2) h / c` is the curvature of the constraints themselves.
+        """
+        near = self._precision(h) ** 0.5 * (1 + ops.sqrt(_dot(point, point)))
+        c = ops.divide_no_nan(near, ops.sqrt(_dot(slope, slope)))
+        project = self._projection(moved(point, -c, slope))
+        residual = project(slope)
+        rest = [ops.divide_no_nan(c, h) * (all_of_it - along) for all_of_it, along in zip(slope, residual, strict=True)]
+        solution, search = [ops.zeros_like(r) for r in residual], residual
+        length, goes_on = _dot(residual, residual), True
+        for _ in range(self.krylov_iterations):
+            along = project(search)
+            distance = ops.divide_no_nan(near, ops.sqrt(_dot(along, along)))
+            differences = moved(oracle(moved(point, distance, along)), -1, slopes)
+            bend = moved(along, ops.divide_no_nan(h, distance), differences)
+            if along is not search:
+                bend = project(moved(bend, ops.divide_no_nan(h, c), moved(search, -1, along)))
+            curvature = _dot(search, bend)
+            goes_on = ops.logical_and(goes_on, ops.logical_and(curvature > 0, ops.isfinite(curvature)))
+            factor = ops.divide_no_nan(length, curvature)
+            solution = _chosen(goes_on, moved(solution, factor, along), solution)
+            residual = _chosen(goes_on, moved(residual, -factor, bend), residual)
+            before, length = length, _dot(residual, residual)
+            search = moved(residual, ops.divide_no_nan(length, before), search)
+        return moved(solution, 1, rest)
+
+    def _projection(self, end: list[Any]) -> Any:
+        """The derivative of the constraints at a point, as a function; of none, it is the identity."""
+        if self._constrained(end) is end:
             return lambda direction: direction
-        end = moved(values, -h, slopes)
 
         def project(direction: list[Any]) -> list[Any]:
             with tf.GradientTape() as tape:
                 tape.watch(end)
-                constrained = asked.constrained(end)
+                constrained = self._constrained(end)
             return tape.gradient(constrained, end, direction, unconnected_gradients="zero")
 
         return project
-
-    def _solve(
-        self, oracle: Any, point: list[Any], slopes: list[Any], h: Any, residual: list[Any], project: Any
-    ) -> list[Any]:
-        r"""Conjugate gradients for :math:`(I + h \nabla^2 L\,P)\,\delta = r`, with the projection :math:`P`."""
-        whole, residual = residual, project(residual)
-        centre = point if self._questions is None else self._questions.constrained(point)
-        near = self._precision(h) ** 0.5 * (1 + ops.sqrt(_dot(centre, centre)))
-        solution, gone = ([ops.zeros_like(r) for r in residual] for _ in range(2))
-        search, length, goes_on = residual, _dot(residual, residual), True
-        for _ in range(self.krylov_iterations):
-            distance = ops.divide_no_nan(near, ops.sqrt(_dot(search, search)))
-            differences = moved(oracle(moved(centre, distance, search)), -1, slopes)
-            bend = [ops.divide_no_nan(h, distance) * difference for difference in differences]
-            product = moved(search, 1, project(bend))
-            curvature = _dot(search, product)
-            goes_on = ops.logical_and(goes_on, ops.logical_and(curvature > 0, ops.isfinite(curvature)))
-            factor = ops.divide_no_nan(length, curvature)
-            solution = _chosen(goes_on, moved(solution, factor, search), solution)
-            residual = _chosen(goes_on, moved(residual, -factor, product), residual)
-            gone = _chosen(goes_on, moved(gone, factor, bend), gone)
-            before, length = length, _dot(residual, residual)
-            search = moved(residual, ops.divide_no_nan(length, before), search)
-        rest = moved(whole, -1, gone)  # outside the constraints the equation holds of itself
-        return [a + b - c for a, b, c in zip(solution, rest, project(rest), strict=True)]
 
     def _precision(self, h: Any) -> float:
         """The distance from 1 to the next number, in the coarsest dtype in which the gradient is computed."""
