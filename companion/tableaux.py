@@ -280,6 +280,7 @@ def chebyshev(stages: int, damping: float = 0.05) -> ButcherTableau:
         ValueError: an argument is wrong.
 
     Example:
+        >>> from companion.gradient_flow import stability_limit
         >>> round(stability_limit(chebyshev(5)), 1)
         48.5
     """
