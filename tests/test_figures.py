@@ -1,8 +1,8 @@
 """Holds `companion.figures`: what a figure shows is read back, compared with a tolerance, and told apart by colour."""
 
-import base64
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -190,16 +190,25 @@ def test_show_gives_picture_and_data_and_closes(monkeypatch: pytest.MonkeyPatch)
         assert figure.number not in plt.get_fignums()
     (((bundle,), arguments), again) = shown
     assert arguments == {"raw": True, "metadata": {"figure": expected}}
-    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    drawing = bundle["image/svg+xml"]
+    assert drawing.startswith("<?xml")
+    assert "Verdana" in drawing
+    assert not re.search(r"\d\.\d{3}", drawing.split("<svg", 1)[1].split(">", 1)[1]), "finer than a screen"
     assert bundle["text/plain"] == "<Figure>"
     assert again == ((bundle,), arguments)
 
 
-@pytest.mark.parametrize(("colour", "expected"), [("sgd", figures.COLOURS["sgd"]), ("black", "black")])
+@pytest.mark.parametrize(("colour", "expected"), [("heun", figures.WORDS["heun"]), ("black", "black")])
 def test_label_takes_the_lines_colour(axes: Any, colour: str, expected: str) -> None:
     figures.label(axes, 1, 2, "SGD", colour)
     (text,) = axes.texts
     assert (text.get_text(), text.xy, text.get_color()) == ("SGD", (1, 2), expected)
+
+
+def test_a_table_is_one_on_a_page_and_aligned_as_text() -> None:
+    table = figures.Table(["h", "ends at"], [["0.1", "**1.50**"], ["0.25", "never"]])
+    assert table._repr_markdown_() == "| h | ends at |\n| ---: | --- |\n| 0.1 | **1.50** |\n| 0.25 | never |"
+    assert repr(table) == "   h  ends at\n 0.1  1.50\n0.25  never"
 
 
 def test_the_style_is_matplotlibs() -> None:

@@ -98,7 +98,8 @@ def test_chapter_offers_colab_source_and_issue_and_says_what_figures_show(visit:
     assert f"{repository}/edit/main/{name}.ipynb" in links
     assert any(link.startswith(f"{repository}/issues/new") for link in links)
     assert any(link.endswith(f"_sources/{name}.ipynb") for link in links)
-    alts = page.eval_on_selector_all(".cell_output img", "images => images.map(image => image.alt)")
+    drawings = page.locator(".cell_output svg.drawing, figure svg.drawing")
+    alts = drawings.evaluate_all("drawings => drawings.map(drawing => drawing.getAttribute('aria-label'))")
     assert alts
     assert all(len(alt) > 40 for alt in alts), alts
 

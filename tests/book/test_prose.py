@@ -87,7 +87,7 @@ def test_figures_have_alt_text_and_data(chapter: str) -> None:
     drawn = 0
     for cell in code_cells(chapter):
         for output in cell.outputs:
-            if "image/png" in output.get("data", {}):
+            if "image/svg+xml" in output.get("data", {}):
                 drawn += 1
                 assert len(cell.metadata["mystnb"]["image"]["alt"]) > 40
                 for axes in output.metadata["figure"]:
