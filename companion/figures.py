@@ -1,7 +1,9 @@
 """One style, one colour for each method, and figures that carry their own data. Every chapter draws with it."""
 
+import inspect
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +118,34 @@ class Table:
             ).rstrip()
             for line in plain
         )
+
+
+class Source:
+    """Code of the package, shown in colour: what ``inspect.getsource`` finds, without its docstring.
+
+    Args:
+        *objects: functions, methods or classes.
+
+    Example:
+        >>> from companion import SGD
+        >>> print(Source(SGD.update_step))
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            gradient = ops.cast(gradient, variable.dtype)
+            h = ops.cast(learning_rate, variable.dtype)
+            self.assign_sub(variable, ops.multiply(gradient, h))
+    """
+
+    def __init__(self, *objects: Any) -> None:
+        sources = (textwrap.dedent(inspect.getsource(each)).rstrip() for each in objects)
+        self.code = "\n\n\n".join(
+            re.sub(r'^ *r?""".*?"""\n', "", code, flags=re.DOTALL | re.MULTILINE) for code in sources
+        )
+
+    def _repr_markdown_(self) -> str:
+        return f"```python\n{self.code}\n```"
+
+    def __repr__(self) -> str:
+        return self.code
 
 
 def data(figure: "Figure") -> list[dict[str, Any]]:

@@ -78,8 +78,27 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) if rows else "Not measured yet: run `make bench`."
 
 
+def titled(notebook: str) -> str:
+    """A notebook whose folded cells say what they hold, by the title that Colab shows, instead of that they are code.
+
+    Args:
+        notebook: the notebook's JSON.
+    """
+    content = json.loads(notebook)
+    for cell in content["cells"]:
+        title = re.match(r"# @title (.+)\n", "".join(cell["source"]))
+        if cell["cell_type"] == "code" and title:
+            rest = "".join(cell["source"])[title.end() :]
+            cell["source"] = rest
+            prompts = {"code_prompt_show": title[1], "code_prompt_hide": title[1]}
+            cell["metadata"]["mystnb"] = prompts | cell["metadata"].get("mystnb", {})
+    return json.dumps(content)
+
+
 def _fill(app: Any, docname: str, source: list[str]) -> None:
-    if docname == "book/claims":
+    if docname.startswith("notebooks/"):
+        source[0] = titled(source[0])
+    elif docname == "book/claims":
         source[0] = source[0].replace("<!-- claims -->", claims_page(app.config.html_theme_options["repository_url"]))
         for path in sorted((ROOT / "tests").rglob("test_*.py")):
             app.env.note_dependency(str(path))

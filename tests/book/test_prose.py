@@ -14,7 +14,8 @@ from tests.book.prose import numbers, orphans
 from tests.book.reading import CHAPTERS, markdown, notebook, plain_text
 from tests.kit import ROOT
 
-HEADINGS = ("## Try it", "## In practice", "## Sources")
+HEADINGS = ("## In one minute", "## Try it", "## In practice", "## Sources")
+FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 
 
 def code_cells(chapter: str) -> list[Any]:
@@ -50,16 +51,65 @@ def test_frame(chapter: str) -> None:
     assert all(f"\n**{part}**" in text for part in ("You will", "You need", "Run time"))
     positions = [text.index(f"\n{heading}\n") for heading in HEADINGS]
     assert positions == sorted(positions)
+    assert re.findall(r"^## .*", text, re.MULTILINE)[0] == HEADINGS[0]
     assert text.rstrip().endswith("[claims](../book/claims.md).")
     assert 3 <= len(exercise_cells(chapter)) <= 5
     assert "5879" in text or chapter == "01", "the post of 2018 is the origin"
 
 
+def words(text: str) -> int:
+    return len(re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL).split())
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_is_read_in_25_minutes(chapter: str) -> None:
+    cells = notebook(chapter).cells
+    assert sum(words(cell.source) for cell in cells if cell.cell_type == "markdown") <= 2400
+    shown = [cell for cell in code_cells(chapter) if not FOLDED & set(cell.metadata.get("tags", []))]
+    lengths = [len(cell.source.splitlines()) for cell in shown]
+    assert sum(lengths) <= 160
+    assert max(lengths) <= 20
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_says_itself_in_a_minute_and_what_to_remember(chapter: str) -> None:
+    cells = notebook(chapter).cells
+    (at,) = (i for i, cell in enumerate(cells) if re.search(r"^## In one minute$", cell.source, re.MULTILINE))
+    assert words(cells[at].source.split("## In one minute")[1]) <= 120
+    assert cells[at + 1].cell_type == "code"
+    assert len(cells[at + 1].source.splitlines()) <= 12
+    assert cells[at + 1].outputs, "the number is missing"
+    practice = markdown(chapter).split("\n## In practice\n")[1].split("\n## Sources\n")[0]
+    assert re.search(r"^\| you have \| use \| why \|$", practice, re.MULTILINE)
+    remember = practice.split("**To remember**")[1]
+    assert len(re.findall(r"^\d\. ", remember, re.MULTILINE)) == 3
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_folded_cells_have_a_title_and_exercises_show_no_answer(chapter: str) -> None:
+    for cell in code_cells(chapter):
+        tags = set(cell.metadata.get("tags", []))
+        if FOLDED & tags:
+            assert cell.metadata.get("cellView") == "form", cell.source[:60]
+            assert re.match(r"# @title \S", cell.source), cell.source[:60]
+        if "exercises.check(" in cell.source:
+            assert "remove-output" in tags
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_packages_source_is_shown_as_code(chapter: str) -> None:
+    for cell in code_cells(chapter):
+        assert not re.search(r"print\(.*getsource", cell.source), "shown without colours: use figures.source"
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_setup_is_the_same_everywhere(chapter: str) -> None:
-    first = next(iter(CHAPTERS))
-    assert [cell.source for cell in code_cells(chapter)[:2]] == [cell.source for cell in code_cells(first)[:2]]
-    assert "--no-deps" in code_cells(chapter)[0].source
+    """One folded cell; after what is the same everywhere it holds the chapter's own imports."""
+    setups = [code_cells(each)[0].source for each in (next(iter(CHAPTERS)), chapter)]
+    same, own = (source.split("# What this chapter uses besides.") for source in setups)
+    assert own[0] == same[0]
+    assert "--no-deps" in own[0]
+    assert not any("import keras" in cell.source for cell in code_cells(chapter)[1:] if "exercises" not in cell.source)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -90,6 +140,8 @@ def test_figures_have_alt_text_and_data(chapter: str) -> None:
             if "image/svg+xml" in output.get("data", {}):
                 drawn += 1
                 assert len(cell.metadata["mystnb"]["image"]["alt"]) > 40
+                assert len(cell.metadata["mystnb"]["figure"]["caption"]) > 20
+                assert cell.metadata["mystnb"]["figure"]["name"].startswith("fig-")
                 for axes in output.metadata["figure"]:
                     assert axes.keys() & {"lines", "points", "bars", "images"} or len(output.metadata["figure"]) > 1
     assert drawn >= 2
@@ -127,7 +179,7 @@ def test_what_counts_as_held() -> None:
 @pytest.mark.parametrize(("chapter", "code", "solution"), EXERCISES)
 def test_solution_is_right_and_skeleton_is_not(chapter: str, code: str, solution: str) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(code_cells(chapter)[1].source, names)
+    exec(code_cells(chapter)[0].source, names)
     *given, final = ast.parse(code).body
     assert isinstance(final, ast.Expr)
     verdict = compile(ast.Expression(final.value), "exercise", "eval")
