@@ -5,16 +5,10 @@ import pathlib
 import re
 
 import pytest
-<<<<<<< HEAD
 from book_pages import Claim, claims_page, collect_claims, performance_page
 
 from tests.book.reading import CHAPTERS, markdown, plain_text
 from tests.kit import ROOT
-=======
-from book_pages import Claim, claims_page, collect_claims, performance_page, plain_text
-
-from tests.book.reading import CHAPTERS, ROOT, markdown
->>>>>>> 8742e59 (Draw figures as SVG in the page's own colours, number chapters and figures, and halve what a page weighs)
 
 CLAIMS = collect_claims()
 
