@@ -129,7 +129,7 @@ def test_without_noise_two_passes_are_heun(kind: type) -> None:
     np.testing.assert_allclose(found, heun_by_hand(model(), 0.1), atol=1e-6)
 
 
-@pytest.mark.claim("A constraint holds at the end of a step.", chapter="09")
+@pytest.mark.claim("A constraint holds at the end of a step", chapter="09")
 @pytest.mark.parametrize("kind", [keras.Sequential, wrong(TwoPasses, why="goes past the optimizer")])
 def test_constraint_holds_at_the_end_of_a_step(kind: type) -> None:
     optimizer = companion.Heun(2.0) if kind is keras.Sequential else keras.optimizers.SGD(2.0)
