@@ -45,7 +45,13 @@ def claims_page(repository: str) -> str:
     for chapter in sorted({claim.chapter for claim in claims}):
         (path,) = (ROOT / "notebooks").glob(f"{chapter}_*.ipynb")
         text = plain_text("\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]))
-        lines += [f"(claims-{chapter})=", f"## Chapter {chapter}", "", f"From {{doc}}`/notebooks/{path.stem}`:", ""]
+        lines += [
+            f"(claims-{chapter})=",
+            f"## {'Chapter' if chapter.isdigit() else 'Appendix'} {chapter.upper()}",
+            "",
+            f"From {{doc}}`/notebooks/{path.stem}`:",
+            "",
+        ]
         found = [claim for claim in claims if claim.chapter == chapter]
         for claim in sorted(found, key=lambda claim: text.find(plain_text(claim.sentence))):
             link = f"{repository}/blob/main/{claim.path}#L{claim.line}"

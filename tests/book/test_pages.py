@@ -30,7 +30,7 @@ def test_a_claim_that_drifted_is_found() -> None:
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_chapter_has_claims(chapter: str) -> None:
-    assert sum(claim.chapter == chapter for claim in CLAIMS) >= 5
+    assert sum(claim.chapter == chapter for claim in CLAIMS) >= (5 if chapter.isdigit() else 3)
 
 
 def test_claims_are_collected_from_decorators(tmp_path: pathlib.Path) -> None:

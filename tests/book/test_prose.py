@@ -15,6 +15,7 @@ from tests.book.reading import CHAPTERS, markdown, notebook, plain_text
 from tests.kit import ROOT
 
 HEADINGS = ("## In one minute", "## Try it", "## In practice", "## Sources")
+APPENDICES = [name for name in CHAPTERS if not name.isdigit()]
 FOLDED = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 
 
@@ -49,11 +50,13 @@ def test_frame(chapter: str) -> None:
     assert re.match(r"# [A-Z`]", text)
     assert len(re.findall(r"^# ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)) == 1
     assert all(f"\n**{part}**" in text for part in ("You will", "You need", "Run time"))
-    positions = [text.index(f"\n{heading}\n") for heading in HEADINGS]
+    positions = [
+        text.index(f"\n{heading}\n") for heading in HEADINGS if chapter not in APPENDICES or "Try" not in heading
+    ]
     assert positions == sorted(positions)
     assert re.findall(r"^## .*", text, re.MULTILINE)[0] == HEADINGS[0]
     assert text.rstrip().endswith("[claims](../book/claims.md).")
-    assert 3 <= len(exercise_cells(chapter)) <= 5
+    assert len(exercise_cells(chapter)) in (range(3) if chapter in APPENDICES else range(3, 6))
     assert "5879" in text or chapter == "01", "the post of 2018 is the origin"
 
 
@@ -146,7 +149,7 @@ def test_figures_have_alt_text_and_data(chapter: str) -> None:
                 assert cell.metadata["mystnb"]["figure"]["name"].startswith("fig-")
                 for axes in output.metadata["figure"]:
                     assert axes.keys() & {"lines", "points", "bars", "images"} or len(output.metadata["figure"]) > 1
-    assert drawn >= 2
+    assert drawn >= (1 if chapter in APPENDICES else 2)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
