@@ -134,7 +134,12 @@ class Windows:
 
 
 def of_subset(numbers: Any, subset: tuple[int, ...]) -> Any:
-    """Those of a row of numbers that belong to a subset."""
+    """Those of numbers, one for each variable in the last axis, that belong to a subset.
+
+    Args:
+        numbers: a tensor.
+        subset: indices of variables.
+    """
     return numbers if len(subset) == numbers.shape[-1] else tf.gather(numbers, subset, axis=-1)
 
 

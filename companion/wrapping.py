@@ -68,12 +68,16 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         if name in SETTINGS:
             if inner is not None:  # the base class's constructor sets its defaults before there is one
                 self._set_there(name, value)
-        elif inner is None or name[0] == "_" or name in vars(self) or hasattr(type(self), name):
+        elif (
+            inner is None
+            or name[0] == "_"
+            or hasattr(type(self), name)
+            or name in vars(self)
+            or not hasattr(inner, name)
+        ):
             super().__setattr__(name, value)
-        elif hasattr(inner, name):
-            setattr(inner, name, value)
         else:
-            super().__setattr__(name, value)
+            setattr(inner, name, value)
 
     def _set_there(self, name: str, value: Any) -> None:
         inner = self.inner_optimizer
@@ -179,7 +183,11 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
 
 def name_of(variable: Any) -> str:
-    """The path of a Keras variable, or the name of another one."""
+    """The path of a Keras variable, or the name of another one.
+
+    Args:
+        variable: either.
+    """
     return getattr(variable, "path", variable.name)
 
 
@@ -203,7 +211,11 @@ def index_in(optimizer: Any, variable: Any) -> int:
 
 
 def averages_of(optimizer: Any) -> list[tuple[Any, Any]]:
-    """Pairs of a variable and its moving average, of an optimizer and all that it wraps."""
+    """Pairs of a variable and its moving average, of an optimizer and all that it wraps.
+
+    Args:
+        optimizer: a ``keras.optimizers.Optimizer``.
+    """
     layers = [layer for layer in wrapped_by(optimizer) if "_model_variables_moving_average" in vars(layer)]
     return [p for o in layers for p in zip(o._trainable_variables, o._model_variables_moving_average, strict=True)]
 
