@@ -17,7 +17,7 @@ import tensorflow as tf
 from companion.gradients import all_finite, with_values
 from companion.wrapping import name_of
 
-_SUBSETS = 1024  # places for the counts of different subsets
+_SUBSETS = 256  # places for the counts of different subsets
 
 
 class MicroBatch(NamedTuple):
@@ -52,7 +52,8 @@ def fitting_gradient(gradient: Any, variable: Any) -> Any:
             f"floating-point numbers; a sparse one rows that are there. Received: shape={tuple(values.shape)}, "
             f"dtype={values.dtype.name}" + (f", indices={gradient.indices}" if sparse else "")
         )
-    return with_values(gradient, lambda values: tf.ensure_shape(values, shape))
+    known = values.shape.rank is not None and values.shape[1 if sparse else 0 :].is_fully_defined()
+    return gradient if known else with_values(gradient, lambda values: tf.ensure_shape(values, shape))
 
 
 def fitting_weight(weight: Any) -> Any:
@@ -118,16 +119,14 @@ class Windows:
     def count(self, subset: tuple[int, ...], weight: Any) -> None:
         """Counts a micro-batch."""
         self.received.assign(self.counted(subset, weight))
-        self.calls.assign_add(tf.one_hot(self.subsets[subset], _SUBSETS, dtype="float64"))
+        self.calls.assign_add(np.eye(1, _SUBSETS, self.subsets[subset])[0])
 
     def end(self, subset: tuple[int, ...]) -> None:
         """Begins the windows of a subset anew."""
         received = tf.convert_to_tensor(self.received)
         self.received.assign(tf.math.multiply_no_nan(received, 1 - self._mask(subset)))
         if subset in self.subsets:
-            self.calls.assign(
-                tf.convert_to_tensor(self.calls) * (1 - tf.one_hot(self.subsets[subset], _SUBSETS, dtype="float64"))
-            )
+            self.calls.assign(tf.convert_to_tensor(self.calls) * (1 - np.eye(1, _SUBSETS, self.subsets[subset])[0]))
 
     def _mask(self, subset: tuple[int, ...]) -> np.ndarray:
         return np.tile(np.isin(np.arange(self.received.shape[1]), subset).astype("float64"), (2, 1))
