@@ -60,7 +60,7 @@ STYLE: dict[str, Any] = {
 """The Matplotlib settings of the whole book, for ``plt.style.use(figures.STYLE)``: every colour, so that none of
 another style that a reader has set before remains."""
 
-_METADATA_KEY = "figure"
+_METADATA_KEY, _EXPLORER_KEY = "figure", "explorer"
 
 
 def label(axes: "Axes", x: float, y: float, text: str, colour: str, **kwargs: Any) -> None:
@@ -146,11 +146,17 @@ def _rounded(values: Any) -> list[Any]:
     return six_digits(np.ma.filled(np.ma.asarray(values, dtype=float), np.nan).tolist())
 
 
-def show(figure: "Figure") -> None:
+def show(
+    figure: "Figure", explorer: str | None = None, start: dict[str, Any] | None = None, instead: bool = True
+) -> None:
     """Displays a figure in a notebook with its :func:`data` in the output's metadata, and closes it.
 
     Args:
         figure: a Matplotlib figure.
+        explorer: the name of an explorer, a figure to be moved, which the book's page offers. In Colab, in print and
+            without JavaScript there is only the figure. Defaults to ``None``: there is none.
+        start: the settings that the explorer begins with, where they are not its own.
+        instead: whether the explorer takes the figure's place; else it stands below. Defaults to ``True``.
     """
     import matplotlib.pyplot as plt
     from IPython import display
@@ -159,4 +165,5 @@ def show(figure: "Figure") -> None:
     figure.savefig(buffer, format="png", metadata={"Software": None})
     plt.close(figure)
     bundle = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": "<Figure>"}
-    display.display(bundle, raw=True, metadata={_METADATA_KEY: data(figure)})
+    offer = {_EXPLORER_KEY: {"name": explorer, "start": start or {}, "instead": instead}} if explorer else {}
+    display.display(bundle, raw=True, metadata={_METADATA_KEY: data(figure), **offer})
