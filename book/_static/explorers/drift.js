@@ -37,6 +37,7 @@
     plot.write("minimum of worker 0", "heun", -0.94, -0.58);
     plot.write("minimum of worker 1", "rk4 end", 0.98, 1.09);
     plot.write("start", "quiet middle", 1.2, -0.8);
+    plot.write("averages", "momentum", 0.28, -0.02);
     const [best, here] = [plot.write("minimum of the mean", "flow"), plot.write("", "ink")];
     panel.pictures.append(plot.svg);
 
