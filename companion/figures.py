@@ -66,7 +66,7 @@ another style that a reader has set before remains."""
 WORDS = COLOURS | {"heun": "#9C5C00", "quiet": "#6B6B6B"}
 """The colours of words, dark enough to be read: 4.5 : 1 on white."""
 
-_METADATA_KEY = "figure"
+_METADATA_KEY, _EXPLORER_KEY = "figure", "explorer"
 
 
 def label(axes: "Axes", x: float, y: float, text: str, colour: str, **kwargs: Any) -> None:
@@ -217,13 +217,19 @@ def _rounded(values: Any) -> list[Any]:
     return six_digits(np.ma.filled(np.ma.asarray(values, dtype=float), np.nan).tolist())
 
 
-def show(figure: "Figure") -> None:
+def show(
+    figure: "Figure", explorer: str | None = None, start: dict[str, Any] | None = None, instead: bool = True
+) -> None:
     """Displays a figure in a notebook with its :func:`data` in the output's metadata, and closes it.
 
     The picture is SVG, the same to the letter for the same figure, so that a page can give it its own colours.
 
     Args:
         figure: a Matplotlib figure.
+        explorer: the name of an explorer, a figure to be moved, which the book's page offers. In Colab, in print and
+            without JavaScript there is only the figure. Defaults to ``None``: there is none.
+        start: the settings that the explorer begins with, where they are not its own.
+        instead: whether the explorer takes the figure's place; else it stands below. Defaults to ``True``.
     """
     import matplotlib.pyplot as plt
     from IPython import display
@@ -236,4 +242,5 @@ def show(figure: "Figure") -> None:
     # A hundredth of a point is finer than a screen.
     drawing = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), drawing)
     bundle = {"image/svg+xml": drawing, "text/plain": "<Figure>"}
-    display.display(bundle, raw=True, metadata={_METADATA_KEY: data(figure)})
+    offer = {_EXPLORER_KEY: {"name": explorer, "start": start or {}, "instead": instead}} if explorer else {}
+    display.display(bundle, raw=True, metadata={_METADATA_KEY: data(figure), **offer})

@@ -6,7 +6,7 @@ Keras hands an optimizer one gradient a step. A method that needs more, such as 
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
@@ -151,6 +151,18 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
     _rate: Any = None  # in a step: what a callable or a schedule has said,
     _questions: Any = None  # what `direction` asks,
     _is_taken: Any = None  # and a condition that `direction` may set: unless it holds, nothing moves
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses a class with a second base whose rule would never run."""
+        super().__init_subclass__(**kwargs)
+        rule = next(base for base in cls.__mro__ if "update_step" in vars(base))
+        for other in cls.__mro__:
+            related = issubclass(InjectedOptimizer, other) or issubclass(other, InjectedOptimizer)
+            if issubclass(rule, InjectedOptimizer) and not related and "update_step" in vars(other):
+                raise TypeError(
+                    f"{cls.__name__} would move by the rule of {rule.__name__} and never by that of {other.__name__}: "
+                    f"name {other.__name__} first among the bases, and it steps along the direction."
+                )
 
     def __init__(self, learning_rate: Any = 0.01, **kwargs: Any) -> None:
         super().__init__(learning_rate=arguments.learning_rate(learning_rate), **kwargs)
@@ -395,15 +407,12 @@ def _build_from_one_shard(model: Any, iterator: Any = None, data_batch: Any = No
 @contextmanager
 def _weighed(optimizer: Any, oracle: GradientOracle) -> Iterator[bool]:
     """Hands the batch's weight to an accumulation that wants it, however it is wrapped; yields whether one does."""
-    accumulations = [layer for layer in wrapped_by(optimizer) if getattr(layer, "normalize", None) == "weight"]
-    for layer in accumulations:
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync  # each brings the merged gradient, and its share
-        layer.apply = functools.partial(type(layer).apply, layer, weight=oracle.denominator / replicas)
-    try:
-        yield bool(accumulations)
-    finally:
+    accumulations = [layer for layer in wrapped_by(optimizer) if vars(layer).get("normalize") == "weight"]
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync  # each brings the merged gradient, and its share
+    with ExitStack() as stack:
         for layer in accumulations:
-            vars(layer).pop("apply", None)
+            stack.enter_context(layer.weighed(oracle.denominator / replicas))
+        yield bool(accumulations)
 
 
 def _is_injected(model: Any) -> bool:

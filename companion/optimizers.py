@@ -150,6 +150,8 @@ class Adam(keras.optimizers.Optimizer):
     with :math:`t = 1, 2, \dots` the number of the update.
 
     Slots: ``momentum`` :math:`m` and ``velocity`` :math:`v`, of the variable's shape and dtype, zero at the start.
+    Weights that are bfloat16 themselves never move, as with Keras's Adam: there 0.999 is 1, and :math:`1 - \beta_2^t`
+    is 0. Train them under ``mixed_bfloat16``, where weights are float32, or with ``beta_2=0.99``.
 
     Args:
         learning_rate: :math:`h \ge 0`; a number, a ``keras.optimizers.schedules.LearningRateSchedule``, or a callable
@@ -215,7 +217,7 @@ class Adam(keras.optimizers.Optimizer):
 
 
 class _OneGradientBack(keras.optimizers.Optimizer):
-    r"""Moves by :math:`h ((1 + w) g_k - w g_{k-1})`; in the first step, where nothing came before, by :math:`h g_0`."""
+    r"""Moves a variable by :math:`h ((1 + w) g_k - w g_{k-1})`; in its first step by :math:`h g_0`."""
 
     _weight: float
 
@@ -223,20 +225,23 @@ class _OneGradientBack(keras.optimizers.Optimizer):
         super().__init__(learning_rate=arguments.learning_rate(learning_rate), **kwargs)
 
     def build(self, variables: list[Any]) -> None:
-        """Creates a slot for each variable."""
+        """Creates two slots for each variable."""
         if self.built:
             return
         super().build(variables)
         self._last_gradients = self.add_optimizer_variables(variables, "last_gradient")
+        self._begun = [self.add_variable((), dtype=variable.dtype, name="begun") for variable in variables]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves ``variable`` by one step of the rule."""
         h = ops.cast(learning_rate, variable.dtype)
-        last = self._last_gradients[self._get_variable_index(variable)]
+        index = self._get_variable_index(variable)
+        last, begun = self._last_gradients[index], self._begun[index]
         gradient = ops.add(ops.zeros_like(last), ops.cast(gradient, variable.dtype))  # dense, as the slot is
-        before = ops.where(ops.equal(self.iterations, 0), gradient, last)
+        before = ops.where(ops.equal(begun, 0), gradient, last)
         self.assign_sub(variable, h * ((1 + self._weight) * gradient - self._weight * before))
         self.assign(last, gradient)
+        self.assign(begun, ops.ones_like(begun))
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -247,8 +252,9 @@ class AdamsBashforth2(_OneGradientBack):
 
        \theta \leftarrow \theta - h \Bigl(\frac32 g_k - \frac12 g_{k-1}\Bigr)
 
-    The first step is Euler's. Slots: ``last_gradient`` :math:`g_{k-1}`, of the variable's shape and dtype. It is stable
-    up to :math:`h\lambda = 1`, half as far as gradient descent.
+    The first step of each variable is Euler's. Slots: ``last_gradient`` :math:`g_{k-1}`, of the variable's shape and
+    dtype, and the number ``begun``, 0 before that step. It is stable up to :math:`h\lambda = 1`, half as far as
+    gradient descent.
 
     Args:
         learning_rate: :math:`h`, see :class:`~companion.SGD`. Defaults to 0.01.
@@ -283,8 +289,9 @@ class OptimisticSGD(_OneGradientBack):
 
        \theta \leftarrow \theta - h (2 g_k - g_{k-1})
 
-    The first step is that of gradient descent. Slots: ``last_gradient`` :math:`g_{k-1}`, of the variable's shape and
-    dtype. In games, where gradient descent spirals out, it arrives.
+    The first step of each variable is that of gradient descent. Slots: ``last_gradient`` :math:`g_{k-1}`, of the
+    variable's shape and dtype, and the number ``begun``, 0 before that step. In games, where gradient descent spirals
+    out, it arrives.
 
     Args:
         learning_rate: :math:`h`, see :class:`~companion.SGD`. Defaults to 0.01.

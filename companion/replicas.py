@@ -1,5 +1,6 @@
 """What replicas do together. On one replica nothing happens here."""
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -67,3 +68,42 @@ def brought_by_one(gradients: list[Any]) -> list[Any]:
         return tf.IndexedSlices(gradient.values[:end], gradient.indices[:end], gradient.dense_shape)
 
     return [here(gradient) for gradient in gradients]
+
+
+def replica_id() -> Any:
+    """The number of the replica that asks; ``None`` across replicas, and where it is not known before the step runs."""
+    context = tf.distribute.get_replica_context()
+    number = context and tf.get_static_value(context.replica_id_in_sync_group)
+    return None if number is None else int(number)
+
+
+def across_replicas(own: Any, function: Callable[..., None], *args: Any) -> None:
+    """Calls ``function(strategy, *args)`` where a branch may hold what replicas do together: across them.
+
+    Args:
+        own: the strategy to use where none is entered.
+        function: what to call.
+        *args: a replica's own arguments.
+    """
+    if tf.distribute.in_cross_replica_context():
+        function(tf.distribute.get_strategy(), *args)
+    elif tf.distribute.has_strategy() or own is tf.distribute.get_strategy():
+        tf.distribute.get_replica_context().merge_call(function, args=args)
+    else:
+        with own.scope():
+            function(own, *args)
+
+
+def everywhere(strategy: Any, condition: Callable[..., Any], *args: Any) -> Any:
+    """Whether a condition holds on every replica: one answer for all of them, across replicas.
+
+    Args:
+        strategy: the strategy.
+        condition: a function that returns a boolean tensor.
+        *args: its arguments, each replica's own.
+    """
+    answers = strategy.extended.call_for_each_replica(condition, args=args)
+    if strategy.num_replicas_in_sync == 1:
+        return answers
+    failures = strategy.extended.call_for_each_replica(lambda answer: tf.cast(~answer, "float32"), args=(answers,))
+    return strategy.reduce("SUM", failures, axis=None) == 0

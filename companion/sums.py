@@ -1,14 +1,145 @@
-"""Sums of gradients over micro-batches, one for each variable. What a sparse gradient costs is its rows.
+"""What a window of micro-batches holds: how many have come, and the sums of their gradients.
 
 Each replica keeps sums of its own, in variables that are local to it. Such variables have no method for scattering, so
-the raw operations stand here. ``companion.accumulation`` decides when a sum is added to, read and cleared.
+the raw operations stand here; what a sparse gradient costs is its rows. ``companion.accumulation`` decides when a
+window is added to, read and ended.
 """
 
-from typing import Any
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from companion.gradients import all_finite, with_values
+from companion.wrapping import name_of
+
+_SUBSETS = 256  # places for the counts of different subsets
+
+
+class MicroBatch(NamedTuple):
+    """What one call of ``apply`` brings; without gradients, whose sums are meant."""
+
+    subset: tuple[int, ...]  # the indices of the variables, in order
+    gradients: tuple[Any, ...] = ()  # one for each of them
+    weight: Any = None  # w_i, a scalar tensor, or None for 1
+
+
+def fitting_gradient(gradient: Any, variable: Any) -> Any:
+    """Returns a gradient as a tensor or a ``tf.IndexedSlices``, or raises if it cannot be that of a variable.
+
+    Args:
+        gradient: what was given.
+        variable: a Keras variable.
+
+    Raises:
+        ValueError: the shape, the kind of number or an index is wrong. A shape that is not known yet fails later, but
+            still before anything changes.
+    """
+    sparse = isinstance(gradient, tf.IndexedSlices)
+    gradient = gradient if sparse else tf.convert_to_tensor(gradient)
+    values = gradient.values if sparse else gradient
+    shape = tf.TensorShape([None, *variable.shape[1:]] if sparse else variable.shape)
+    fits = values.dtype.is_floating and shape.is_compatible_with(values.shape)
+    if fits and sparse and tf.executing_eagerly():
+        fits = np.isin(gradient.indices.numpy(), range(variable.shape[0])).all()
+    if not fits:
+        raise ValueError(
+            f"A gradient must have the shape of its variable, {tuple(variable.shape)} for {name_of(variable)!r}, and "
+            f"floating-point numbers; a sparse one rows that are there. Received: shape={tuple(values.shape)}, "
+            f"dtype={values.dtype.name}" + (f", indices={gradient.indices}" if sparse else "")
+        )
+    known = values.shape.rank is not None and values.shape[1 if sparse else 0 :].is_fully_defined()
+    return gradient if known else with_values(gradient, lambda values: tf.ensure_shape(values, shape))
+
+
+def fitting_weight(weight: Any) -> Any:
+    """Returns the weight of a micro-batch as a scalar float64 tensor, in which a negative one is NaN.
+
+    Args:
+        weight: what was given.
+
+    Raises:
+        ValueError: there is none, it is not one number, or it is known to be negative.
+    """
+    if weight is None:
+        raise ValueError(
+            '`normalize="weight"` needs the denominator of each loss, which the training step supplies: call '
+            "companion.inject(model) after compile, or apply(grads, variables, weight=...). Received: weight=None"
+        )
+    scalar = tf.cast(weight, "float64")
+    known = tf.get_static_value(scalar)
+    if scalar.shape.num_elements() not in (1, None) or (known is not None and np.any(known < 0)):
+        raise ValueError(f"`weight` must be a number of at least 0. Received: weight={weight!r}")
+    scalar = tf.reshape(scalar, ())
+    return tf.where(scalar < 0, tf.constant(np.nan, "float64"), scalar)
+
+
+class Windows:
+    """For each variable what it has received since its last update; for each subset how often it has come.
+
+    Args:
+        add_variable: the optimizer's.
+        variables: how many variables there are.
+
+    Attributes:
+        received: a Keras variable with two rows, the numbers of micro-batches and their weights :math:`W`.
+        subsets: those that have come, and where their calls are counted: the same place in every process.
+    """
+
+    def __init__(self, add_variable: Callable[..., Any], variables: int) -> None:
+        self.received = add_variable((2, variables), dtype="float64", name="window")
+        self.calls = add_variable((_SUBSETS,), dtype="float64", name="calls")
+        self.subsets: dict[tuple[int, ...], int] = {}
+
+    def note(self, subset: tuple[int, ...]) -> None:
+        """Gives a subset that is new a place."""
+        if subset not in self.subsets:
+            place = zlib.crc32(repr(subset).encode()) % _SUBSETS
+            while place in self.subsets.values():
+                place = (place + 1) % _SUBSETS
+            self.subsets[subset] = place
+
+    def fills(self, subset: tuple[int, ...], length: Any) -> Any:
+        """Whether the next micro-batch of a subset is the last of its window: by what came, or by how often it came."""
+        received = tf.reduce_min(of_subset(tf.convert_to_tensor(self.received)[0], subset))
+        calls = tf.convert_to_tensor(self.calls)[self.subsets[subset]]
+        return tf.maximum(received, calls) >= length - 1.5  # rounded, and this one counts
+
+    def counted(self, subset: tuple[int, ...], weight: Any) -> Any:
+        """What ``received`` is after one more micro-batch."""
+        added = self._mask(subset)
+        if weight is not None:  # one that is NaN is NaN in its own windows only
+            added = tf.math.multiply_no_nan(tf.stack([[1.0], [weight]]), added)
+        return tf.convert_to_tensor(self.received) + added
+
+    def count(self, subset: tuple[int, ...], weight: Any) -> None:
+        """Counts a micro-batch."""
+        self.received.assign(self.counted(subset, weight))
+        self.calls.assign_add(np.eye(1, _SUBSETS, self.subsets[subset])[0])
+
+    def end(self, subset: tuple[int, ...]) -> None:
+        """Begins the windows of a subset anew."""
+        received = tf.convert_to_tensor(self.received)
+        self.received.assign(tf.math.multiply_no_nan(received, 1 - self._mask(subset)))
+        if subset in self.subsets:
+            self.calls.assign(tf.convert_to_tensor(self.calls) * (1 - np.eye(1, _SUBSETS, self.subsets[subset])[0]))
+
+    def _mask(self, subset: tuple[int, ...]) -> np.ndarray:
+        return np.tile(np.isin(np.arange(self.received.shape[1]), subset).astype("float64"), (2, 1))
+
+
+def of_subset(numbers: Any, subset: tuple[int, ...]) -> Any:
+    """Those of numbers, one for each variable in the last axis, that belong to a subset.
+
+    Args:
+        numbers: a tensor.
+        subset: indices of variables.
+    """
+    return numbers if len(subset) == numbers.shape[-1] else tf.gather(numbers, subset, axis=-1)
 
 
 class GradientSums:
@@ -34,28 +165,27 @@ class GradientSums:
         self.touched = _local_variable("touched", self._first_rows[-1:], "float32")
         self.sparse: frozenset[int] = frozenset()
 
-    def terms(self, subset: tuple[int, ...], gradients: list[Any], weight: Any) -> list[Any]:
-        """What would be added.
+    def terms(self, batch: MicroBatch) -> list[Any]:
+        """What a micro-batch would add: its gradients times its weight, of a sparse one the rows that it has."""
+        return [self._term(index, gradient, batch.weight) for index, gradient in self._pairs(batch)]
 
-        Args:
-            subset: the indices of the variables.
-            gradients: a gradient for each of them.
-            weight: :math:`w_i`, a scalar tensor, or ``None`` for 1.
-
-        Returns:
-            The numbers of each gradient times the weight, in the dtype of its sum: all, or the rows of a sparse one.
-        """
-        return [self._term(index, gradient, weight) for index, gradient in zip(subset, gradients, strict=True)]
+    def _pairs(self, batch: MicroBatch) -> list[tuple[int, Any]]:
+        return list(zip(batch.subset, batch.gradients, strict=True)) if batch.gradients else []
 
     def _term(self, index: int, gradient: Any, weight: Any) -> Any:
         values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
         values = tf.cast(values, self.accumulators[index].dtype)
         return values if weight is None else tf.math.multiply_no_nan(values, tf.cast(weight, values.dtype))
 
-    def add(self, subset: tuple[int, ...], gradients: list[Any], weight: Any) -> None:
-        """Adds the gradients of a micro-batch; the arguments are those of :meth:`terms`."""
-        for index, gradient in zip(subset, gradients, strict=True):
-            accumulator, values = self.accumulators[index].value, self._term(index, gradient, weight)
+    def can_take(self, batch: MicroBatch) -> Any:
+        """Whether all that a micro-batch would add is finite, and its weight is."""
+        finite = all_finite(self.terms(batch))
+        return finite if batch.weight is None else finite & tf.math.is_finite(batch.weight)
+
+    def add(self, batch: MicroBatch) -> None:
+        """Adds the gradients of a micro-batch."""
+        for index, gradient in self._pairs(batch):
+            accumulator, values = self.accumulators[index].value, self._term(index, gradient, batch.weight)
             if isinstance(gradient, tf.IndexedSlices):
                 tf.raw_ops.ResourceScatterAdd(resource=accumulator.handle, indices=gradient.indices, updates=values)
                 self._touch(index, gradient.indices, 1.0)
@@ -64,16 +194,18 @@ class GradientSums:
                 if index in self.sparse:
                     self._touch(index, tf.range(accumulator.shape[0]), 1.0)
 
-    def read(self, subset: tuple[int, ...], gradients: list[Any] | None = None, weight: Any = None) -> list[Any]:
-        """The sums, with the gradients of a last micro-batch; the arguments are those of :meth:`terms`.
+    def read(self, batch: MicroBatch) -> list[Any]:
+        """The sums of the batch's variables, with what the batch itself adds to them.
 
         A sum of sparse gradients is a ``tf.IndexedSlices`` of the rows that were touched.
         """
-        last = dict(zip(subset, gradients or (), strict=False))
+        last = dict(self._pairs(batch))
         # A dense one is added on the way: to write it would be to read it once and clear it.
         written = tuple(index for index in last if index in self.sparse or isinstance(last[index], tf.IndexedSlices))
-        self.add(written, [last.pop(index) for index in written], weight)
-        return [self._read(i) + self._term(i, last[i], weight) if i in last else self._read(i) for i in subset]
+        self.add(batch._replace(subset=written, gradients=tuple(last.pop(index) for index in written)))
+        return [
+            self._read(i) + self._term(i, last[i], batch.weight) if i in last else self._read(i) for i in batch.subset
+        ]
 
     def _read(self, index: int) -> Any:
         accumulator = self.accumulators[index].value
@@ -82,6 +214,16 @@ class GradientSums:
         rows = self._touched_rows(index)
         values = tf.raw_ops.ResourceGather(resource=accumulator.handle, indices=rows, dtype=accumulator.dtype)
         return tf.IndexedSlices(values, rows, tf.constant(accumulator.shape.as_list(), "int64"))
+
+    def means(self, sums: list[Any], weights: Any, variables: list[Any]) -> list[Any]:
+        """Sums over weights (those of 0 are 1; ``None``: the sums themselves), in the dtypes of the variables."""
+        weights = [1.0] * len(sums) if weights is None else tf.unstack(tf.where(weights > 0, weights, 1))
+
+        def mean(weight: Any, variable: Any, values: Any) -> Any:
+            return tf.cast(values / tf.cast(weight, values.dtype), keras.backend.standardize_dtype(variable.dtype))
+
+        triples = zip(sums, weights, variables, strict=True)
+        return [with_values(total, functools.partial(mean, weight, variable)) for total, weight, variable in triples]
 
     def clear(self, subset: tuple[int, ...]) -> None:
         """Sets the sums of the variables with these indices to zero."""

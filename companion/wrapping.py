@@ -1,6 +1,7 @@
-"""What every optimizer that wraps another one hands on to it."""
+"""What every optimizer that wraps another one hands on to it: what is asked of it, set on it, saved and built."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -8,21 +9,89 @@ import tensorflow as tf
 
 from companion.gradients import coalesce
 
+# The arguments of every Keras optimizer; `learning_rate` and `name` aside. Whoever wraps has none of them himself.
+SETTINGS = (
+    *("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema", "ema_momentum", "ema_overwrite_frequency"),
+    *("loss_scale_factor", "gradient_accumulation_steps"),
+)
+
 
 class WrappingOptimizer(keras.optimizers.Optimizer):
-    """Base class of optimizers around another one, which keeps the learning rate, the counter and the loss scale.
+    """Base class of optimizers around another one, which has the settings, the learning rate and the counter.
 
-    Attributes:
-        inner_optimizer: the wrapped optimizer, to be set by the subclass.
+    What is set here is set there, and what is asked here is answered there: clipping, decay, averages, and the wrapped
+    optimizer's own parameters, such as ``momentum``.
 
     Args:
-        **kwargs: those of ``keras.optimizers.Optimizer``; of these a wrapper uses ``name`` only.
+        optimizer: the optimizer to wrap.
+        name: a name for the wrapper. Defaults to one made from the class.
+
+    Attributes:
+        inner_optimizer: the wrapped optimizer.
+
+    Raises:
+        ValueError: ``optimizer`` is not an optimizer, or must not be wrapped.
     """
 
     inner_optimizer: Any
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(learning_rate=0.0, **kwargs)
+    def __init__(self, optimizer: Any, name: str | None = None) -> None:
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise ValueError(
+                "`optimizer` must be an instance of keras.optimizers.Optimizer, such as keras.optimizers.Adam(); for a "
+                f"name use keras.optimizers.get(name). Received: optimizer={optimizer!r} of {type(optimizer)}"
+            )
+        for layer in wrapped_by(optimizer):
+            if isinstance(layer, keras.optimizers.LossScaleOptimizer):
+                raise ValueError(
+                    "`optimizer` must not be a LossScaleOptimizer, which belongs outside, where it sees every gradient:"
+                    f" put that outside, LossScaleOptimizer({type(self).__name__}(...)), or leave it to `compile` and "
+                    f"the mixed_float16 policy. Received: optimizer={optimizer!r}"
+                )
+            if isinstance(layer, type(self)):
+                raise ValueError(f"{self._twice} Received: optimizer={optimizer!r}")
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner_optimizer = optimizer
+
+    _twice = "`optimizer` is wrapped already."  # what to say then
+
+    def __getattr__(self, name: str) -> Any:
+        """Asks the wrapped optimizer for what is not here."""
+        inner = vars(self).get("inner_optimizer")
+        if inner is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets on the wrapped optimizer what is its own."""
+        inner = vars(self).get("inner_optimizer")
+        if name in SETTINGS:
+            if inner is not None:  # the base class's constructor sets its defaults before there is one
+                self._set_there(name, value)
+        elif (
+            inner is None
+            or name[0] == "_"
+            or hasattr(type(self), name)
+            or name in vars(self)
+            or not hasattr(inner, name)
+        ):
+            super().__setattr__(name, value)
+        else:
+            setattr(inner, name, value)
+
+    def _set_there(self, name: str, value: Any) -> None:
+        inner = self.inner_optimizer
+        if name != "loss_scale_factor" and hasattr(inner, "optimizers"):
+            raise ValueError(
+                f"`{name}` is a setting of each optimizer in a MultiOptimizer: set it on those, "
+                f"`optimizer.inner_optimizer.optimizers`. Received: {name}={value!r}"
+            )
+        if inner.built and value and name in ("use_ema", "gradient_accumulation_steps") and not getattr(inner, name):
+            raise ValueError(
+                f"`{name}` needs variables that are made when an optimizer is built, and this one is built: give it to "
+                f"the constructor of a new one. Received: {name}={value!r}"
+            )
+        setattr(inner, name, value)
 
     @property
     def iterations(self) -> Any:
@@ -38,16 +107,6 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     def learning_rate(self, value: Any) -> None:
         self.inner_optimizer.learning_rate = value
 
-    @property
-    def loss_scale_factor(self) -> Any:
-        """The wrapped optimizer's factor on the loss; a ``LossScaleOptimizer`` around this one sets it to ``None``."""
-        return self.inner_optimizer.loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, value: Any) -> None:
-        if hasattr(self, "inner_optimizer"):  # the base class's constructor sets its default before there is one
-            self.inner_optimizer.loss_scale_factor = value
-
     def scale_loss(self, loss: Any) -> Any:
         """Scales the loss as the wrapped optimizer does."""
         return self.inner_optimizer.scale_loss(loss)
@@ -56,9 +115,109 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         """Excludes variables from the wrapped optimizer's weight decay."""
         self.inner_optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
 
+    # Private names of Keras from here on: `_model_variables_moving_average`, which SwapEMAWeights asks for,
+    # `_trainable_variables` and `_get_variable_index`. Checked on 3.13.2 and 3.15.1; tests/test_wrappers.py notices.
+
+    @property
+    def _model_variables_moving_average(self) -> list[Any]:
+        """The averages of the wrapped optimizer, in the order of the wrapper's variables."""
+        inner = self.inner_optimizer
+        averages = inner._model_variables_moving_average
+        return [averages[index_in(inner, variable)] for variable in self._trainable_variables]
+
     def finalize_variable_values(self, var_list: Any) -> None:
-        """Lets the wrapped optimizer put its moving averages into the weights."""
-        self.inner_optimizer.finalize_variable_values(var_list)
+        """Lets the wrapped optimizer put its moving averages into those weights that are trained."""
+        inner = self.inner_optimizer
+        trained = {index_in(inner, variable) for variable in var_list}
+        with self._standing_still(lambda index, variable: index not in trained):
+            # All of them: Keras pairs variables and averages by their places.
+            inner.finalize_variable_values(inner._trainable_variables)
+
+    def _frozen_stay(self) -> Any:
+        """A context in which frozen variables keep their values, though Keras puts averages into all that it knows."""
+        overwrites = any(layer.use_ema and layer.ema_overwrite_frequency for layer in wrapped_by(self.inner_optimizer))
+        return self._standing_still(lambda index, variable: overwrites and not variable.trainable)
+
+    @contextmanager
+    def _standing_still(self, which: Callable[[int, Any], bool]) -> Iterator[None]:
+        known = enumerate(self.inner_optimizer._trainable_variables)
+        before = [(variable, tf.identity(variable)) for index, variable in known if which(index, variable)]
+        yield
+        for variable, value in before:
+            variable.assign(value)
+
+    def build(self, variables: list[Any]) -> None:
+        """Builds the wrapped optimizer. If it has been in use before, it must know the variables."""
+        inner = self.inner_optimizer
+        if not inner.built:
+            inner.build(variables)
+        for variable in variables:
+            index_in(inner, variable)
+        own = self.__dict__
+        own.update(use_ema=False, gradient_accumulation_steps=None)  # or the base class would make slots of its own
+        super().build(variables)
+        del own["use_ema"], own["gradient_accumulation_steps"]
+
+    @property
+    def variables(self) -> list[Any]:
+        """The wrapper's own variables, then those of the wrapped optimizer."""
+        return [*super().variables, *self.inner_optimizer.variables]
+
+    def set_weights(self, weights: Any) -> None:
+        """Sets the variables, in the order of ``variables``."""
+        for variable, value in zip(self.variables, weights, strict=True):
+            variable.assign(value)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, for saving."""
+        return {"name": self.name, "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        """Creates an optimizer from what ``get_config`` has returned."""
+        objects = {
+            name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+            for name, value in config.items()
+        }
+        return cls(**objects)
+
+
+def name_of(variable: Any) -> str:
+    """The path of a Keras variable, or the name of another one.
+
+    Args:
+        variable: either.
+    """
+    return getattr(variable, "path", variable.name)
+
+
+def index_in(optimizer: Any, variable: Any) -> int:
+    """The place of a variable among those that an optimizer was built with.
+
+    Args:
+        optimizer: a ``keras.optimizers.Optimizer`` that is built.
+        variable: a ``keras.Variable``.
+
+    Raises:
+        ValueError: the optimizer does not know it.
+    """
+    try:
+        return optimizer._get_variable_index(variable)
+    except KeyError:
+        raise ValueError(
+            f"Unknown variable: {optimizer.name!r} was built with other ones. Create a new optimizer for a new set of "
+            f"variables. Received: variable={name_of(variable)!r}"
+        ) from None
+
+
+def averages_of(optimizer: Any) -> list[tuple[Any, Any]]:
+    """Pairs of a variable and its moving average, of an optimizer and all that it wraps.
+
+    Args:
+        optimizer: a ``keras.optimizers.Optimizer``.
+    """
+    layers = [layer for layer in wrapped_by(optimizer) if "_model_variables_moving_average" in vars(layer)]
+    return [p for o in layers for p in zip(o._trainable_variables, o._model_variables_moving_average, strict=True)]
 
 
 def wrapped_by(optimizer: Any) -> Iterator[Any]:
@@ -69,8 +228,10 @@ def wrapped_by(optimizer: Any) -> Iterator[Any]:
     """
     while optimizer is not None:
         yield optimizer
-        yield from getattr(optimizer, "optimizers", ())
-        optimizer = getattr(optimizer, "inner_optimizer", None)
+        inner = getattr(optimizer, "inner_optimizer", None)
+        if inner is None:
+            yield from getattr(optimizer, "optimizers", ())
+        optimizer = inner
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -96,8 +257,8 @@ class CoalesceGradients(WrappingOptimizer):
 
     Args:
         optimizer: a ``keras.optimizers.Optimizer``. Its settings stay its own: clipping, weight decay, moving averages,
-            ``loss_scale_factor`` and ``gradient_accumulation_steps`` are given to it, not here. Under
-            ``loss_scale_factor``, which Keras cannot divide a sparse gradient by, gradients become dense.
+            ``loss_scale_factor`` and ``gradient_accumulation_steps`` are given to it; what is set here later reaches
+            it. Under ``loss_scale_factor``, which Keras cannot divide a sparse gradient by, gradients become dense.
         name: a name for the wrapper. Defaults to one made from the class.
 
     Attributes:
@@ -122,32 +283,12 @@ class CoalesceGradients(WrappingOptimizer):
     Taught in chapter 07, :doc:`/notebooks/07_accumulation_in_practice`.
     """
 
-    def __init__(self, optimizer: Any, name: str | None = None) -> None:
-        if not isinstance(optimizer, keras.optimizers.Optimizer):
-            raise ValueError(
-                "`optimizer` must be an instance of `keras.optimizers.Optimizer`, such as `keras.optimizers.Adam()`. "
-                f"Received: optimizer={optimizer!r} (of type {type(optimizer)})"
-            )
-        if isinstance(optimizer, CoalesceGradients):
-            raise ValueError(
-                "`optimizer` sums repeated rows already: pass the optimizer inside it, `optimizer.inner_optimizer`. "
-                f"Received: optimizer={optimizer!r}"
-            )
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            raise ValueError(
-                "`optimizer` must not be a `LossScaleOptimizer`: put that outside, LossScaleOptimizer("
-                "CoalesceGradients(...)), or leave it to `model.compile`, which adds one under mixed_float16. "
-                f"Received: optimizer={optimizer!r}"
-            )
-        super().__init__(name=name)
-        self.inner_optimizer = optimizer
+    _twice = "`optimizer` sums repeated rows already: pass the optimizer inside it, `optimizer.inner_optimizer`."
 
     def build(self, variables: list[Any]) -> None:
         """Builds the inner optimizer, unless it has been in use before."""
         if self.built:
             return
-        if not self.inner_optimizer.built:
-            self.inner_optimizer.build(variables)
         super().build(variables)
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             for optimizer in getattr(self.inner_optimizer, "optimizers", [self.inner_optimizer]):  # MultiOptimizer
@@ -173,25 +314,11 @@ class CoalesceGradients(WrappingOptimizer):
         """The inner optimizer's variables: the wrapper has no state."""
         return self.inner_optimizer.variables
 
-    def set_weights(self, weights: Any) -> None:
-        """Sets the inner optimizer's variables."""
-        self.inner_optimizer.set_weights(weights)
-
     def save_own_variables(self, store: Any) -> None:
         """Saves nothing: Keras saves the attribute ``inner_optimizer`` by itself."""
 
     def load_own_variables(self, store: Any) -> None:
         """Loads nothing: Keras loads the attribute ``inner_optimizer`` by itself."""
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, for saving."""
-        return {"optimizer": keras.saving.serialize_keras_object(self.inner_optimizer), "name": self.name}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "CoalesceGradients":
-        """Returns a wrapper made from what :meth:`get_config` returned."""
-        optimizer = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects=custom_objects)
-        return cls(**{**config, "optimizer": optimizer})
 
 
 def _coalesce_first(update_step: Any) -> Any:

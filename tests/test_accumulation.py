@@ -1105,7 +1105,7 @@ def test_an_overflow_lowers_the_scale_and_the_window_waits() -> None:
     "steps", [0, -1, 2.5, 4.0, "4", True, None, math.nan, [4], lambda update: 0, lambda update: "x"]
 )
 def test_bad_steps_are_refused(steps: Any) -> None:
-    with pytest.raises(ValueError, match=r"`steps` must be an integer >= 1.*Received: steps="):
+    with pytest.raises(ValueError, match=r"`steps.*` must be an? .*Received: steps"):
         GradientAccumulation(SGD(), steps)
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from companion.gradients import all_finite
-from companion.sums import GradientSums
+from companion.sums import GradientSums, MicroBatch
 
 SHAPES = ((6, 2), (3,), ())
 
@@ -43,7 +43,8 @@ def test_sums_are_those_of_numpy(weights: Any, compiled: bool) -> None:
         expected = [
             e + (1 if weights is None else weights[step]) * dense(g) for e, g in zip(expected, gradients, strict=True)
         ]
-        found = read(everything, gradients, weight) if step == 3 else add(everything, gradients, weight)
+        batch = MicroBatch(everything, tuple(gradients), weight)
+        found = read(batch) if step == 3 else add(batch)
     for total, reference in zip(found, expected, strict=True):
         np.testing.assert_allclose(dense(total), reference, atol=1e-14)
     assert len(set(found[0].indices.numpy().tolist())) == len(found[0].indices)

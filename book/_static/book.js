@@ -1,9 +1,12 @@
 // What is wider than a phone scrolls: the keyboard must be able to reach it, and the eye must see that it goes on.
 document.addEventListener("DOMContentLoaded", () => {
-  document.querySelectorAll(".bd-article table").forEach((table) => { table.tabIndex = 0; });
+  document.querySelectorAll(".bd-article table").forEach((table) => {
+    table.tabIndex = 0;
+  });
   document.querySelectorAll(".bd-article .cell_input pre").forEach((box) => {
     const mark = () => {
-      box.parentElement.classList.toggle("scrolls", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+      const end = box.scrollLeft + box.clientWidth;
+      box.parentElement.classList.toggle("scrolls", end < box.scrollWidth - 1);
     };
     box.addEventListener("scroll", mark, { passive: true });
     addEventListener("resize", mark, { passive: true });

@@ -1,0 +1,167 @@
+// Chapter 05: be the scheduler of one training step. A plan is a set of accesses to memory, and which must wait for
+// which; every order that respects this may happen. Pick one, and see where the weight goes.
+{
+  const { set, html, define } = globalThis.explorers;
+  const N = 3;
+  const RATE = 3; // h: one step moves the weight by h s / N = s
+  const GRADIENT = 1000;
+  const MEMORY = { θ: 0, s: 111, i: 3 };
+  const due = (i) => i % N === 0;
+  const move = (θ, s) => θ - (RATE * s) / N;
+
+  // An access is [what it reads, its words, none] or [what it writes, its words, what it waits for, its value], which it
+  // computes from what the reads that it waits for saw.
+  const READ_S = ["s", "s, for θ − hs/N"];
+  const READ_THETA = ["θ", "θ, for θ − hs/N"];
+  const READ_SUM = ["s", "s, for s + g"];
+  const COUNT = ["i", "i + 1", [], (i) => i + 1]; // adds in place
+  const PLANS = {
+    published: [
+      READ_S,
+      READ_THETA,
+      COUNT,
+      ["θ", "θ − hs/N", [1, 0], move],
+      ["s", "g, restarted", [], () => GRADIENT],
+      READ_SUM,
+      ["s", "s + g, grown", [5], (s) => s + GRADIENT],
+    ],
+    masked: [
+      READ_S,
+      READ_THETA,
+      ["i", "i, is it due?"],
+      COUNT,
+      ["θ", "θ, to keep it"],
+      ["θ", "θ − hs/N if due, else θ", [1, 0, 2, 4], (θ, s, i, kept) => (due(i) ? move(θ, s) : kept)],
+      READ_SUM,
+      ["s", "g if due, else s + g", [2, 6], (i, s) => (due(i) ? GRADIENT : s + GRADIENT)],
+    ],
+    ordered: [
+      ["θ", "θ"],
+      ["s", "s"],
+      ["i", "i"],
+      ["θ", "θ − hs/N if due, else θ", [0, 1, 2], (θ, s, i) => (due(i) ? move(θ, s) : θ)],
+      ["s", "g if due, else s + g", [0, 1, 2], (_, s, i) => (due(i) ? GRADIENT : s + GRADIENT)],
+      ["i", "i + 1", [0, 1, 2], (_θ, _s, i) => i + 1],
+    ],
+  };
+
+  /** The memory, and what was seen, after one access more. */
+  function perform([what, , first, value], access, { memory, seen }) {
+    if (!value) return { memory, seen: { ...seen, [access]: memory[what] } };
+    return {
+      memory: { ...memory, [what]: value(...(first.length ? first.map((read) => seen[read]) : [memory[what]])) },
+      seen,
+    };
+  }
+
+  const ready = (plan, done, access) =>
+    !done.includes(access) && (plan[access][2] ?? []).every((first) => done.includes(first));
+
+  /** All that one step can leave in memory, "θ,s,i", and in how many orders. */
+  function possible(plan) {
+    let states = [{ done: [], memory: MEMORY, seen: {}, orders: 1 }];
+    for (const _ of plan) {
+      const next = new Map();
+      for (const { orders, ...state } of states) {
+        for (const access of plan.keys()) {
+          if (!ready(plan, state.done, access)) continue;
+          const after = { done: [...state.done, access].sort(), ...perform(plan[access], access, state) };
+          const key = JSON.stringify(after);
+          next.set(key, { ...after, orders: orders + (next.get(key)?.orders ?? 0) });
+        }
+      }
+      states = [...next.values()];
+    }
+    const results = {};
+    for (const { memory, orders } of states)
+      results[Object.values(memory)] = (results[Object.values(memory)] ?? 0) + orders;
+    return results;
+  }
+
+  /** What happened, from the digits. */
+  function verdict({ θ, s }) {
+    if (θ === 0) return "No update: the count went up before it was read.";
+    if (θ === -111 && s === GRADIENT) return "Just what was meant.";
+    const used = {
+      111: "the old sum",
+      1000: "a sum that had started again: three gradients are lost",
+      1111: "a sum that had grown",
+      2000: "a sum with the gradient twice",
+    };
+    const left = { 1000: "starts again", 1111: "was not restarted", 2000: "has the gradient twice" };
+    return `The weight used ${used[-θ]}. The sum that is left ${left[s]}.`;
+  }
+
+  function build(panel) {
+    panel.choice("plan", "Plan", { published: "published", masked: "masked", ordered: "ordered" }, (plan) => ({
+      plan,
+      picks: "",
+    }));
+    panel.controls.picks = (text) => (/^\d(\.\d)*$/.test(text) ? text : undefined);
+    const all = Object.fromEntries(Object.entries(PLANS).map(([name, plan]) => [name, possible(plan)]));
+    const met = { published: new Set(), masked: new Set(), ordered: new Set() };
+    const [memory, cards, order] = [
+      html("div", { class: "memory" }),
+      html("div", { class: "cards" }),
+      html("p", { class: "order" }),
+    ];
+    const picks = () => panel.state.picks.split(".").filter(Boolean);
+    const back = panel.button("Take back", () => ({ picks: picks().slice(0, -1).join(".") }));
+    const again = panel.button("Another order", () => ({ picks: "" }));
+    panel.pictures.append(memory, cards, order, html("div", { class: "buttons" }, back, again));
+    let drawn = null;
+
+    function showCards(plan, done, seen) {
+      if (drawn !== plan) {
+        cards.replaceChildren(
+          ...plan.map(([what, words, , value], access) => {
+            const card = panel.button("", () =>
+              ready(plan, picks().map(Number), access) ? { picks: [...picks(), access].join(".") } : {},
+            );
+            card.append(html("b", {}, value ? `write ${what} ← ${words}` : `read ${words}`), html("small"));
+            return card;
+          }),
+        );
+        drawn = plan;
+      }
+      for (const [access, card] of [...cards.children].entries()) {
+        const [place, open] = [done.indexOf(access), ready(plan, done, access)];
+        const waits = (plan[access][2] ?? []).filter((first) => !done.includes(first)).length;
+        const saw = plan[access][3] ? "" : ` Saw ${seen[access]}`.replace("-", "−");
+        const words = open ? "ready" : `waits for ${waits} ${waits === 1 ? "read" : "reads"}`;
+        card.lastChild.textContent = place < 0 ? words : `${place + 1}.${saw}`;
+        set(card, {
+          "aria-disabled": !open,
+          class: `card ${plan[access][3] ? "write" : ""} ${place < 0 ? "" : "done"}`,
+        });
+      }
+    }
+
+    return (state) => {
+      const [plan, results] = [PLANS[state.plan], all[state.plan]];
+      const done = [];
+      let at = { memory: MEMORY, seen: {} };
+      for (const pick of picks().map(Number)) {
+        if (!plan[pick] || !ready(plan, done, pick)) break; // an address that somebody made up
+        at = perform(plan[pick], pick, at);
+        done.push(pick);
+      }
+      state.picks = done.join(".");
+      showCards(plan, done, at.seen);
+      const { θ, s, i } = at.memory;
+      const cell = (name, value, before = value) =>
+        html("span", { class: value === before ? "" : "changed" }, name, html("b", {}, value));
+      const cells = [cell("sum s", s, MEMORY.s), cell("count i", i, MEMORY.i), cell("gradient g", GRADIENT)];
+      memory.replaceChildren(cell("−θ", 0 - θ, 0), ...cells);
+      const finished = done.length === plan.length;
+      if (finished) met[state.plan].add(`${θ},${s},${i}`);
+      const orders = Object.values(results).reduce((sum, n) => sum + n, 0);
+      order.textContent = `Results seen: ${met[state.plan].size} of ${Object.keys(results).length}. (${orders.toLocaleString("en")} orders are allowed.)`;
+      const left = `${done.length} done, ${plan.length - done.length} to go. Whatever is ready may run next: pick one.`;
+      const ends = `−θ = ${0 - θ}, s = ${s}. ${verdict(at.memory)} So end ${results[[θ, s, i]]} orders of ${orders}.`;
+      return [{ memory: [θ, s, i], finished, results, met: met[state.plan].size }, finished ? ends : left];
+    };
+  }
+
+  define("scheduler", "Be the scheduler of one step", { plan: "published", picks: "" }, build);
+}

@@ -1,0 +1,187 @@
+// Chapters 10 and 12: how far may a step go? On the real axis (a way downhill) and in the plane (where the weights also
+// circle), for each method of the book, for one step or for one gradient.
+{
+  const { TABLEAUX, chebyshev, factor, gradients, limit, set, digits, Plot, define } = globalThis.explorers;
+  const NAMES = {
+    euler: "Euler",
+    heun: "Heun",
+    kutta3: "Kutta 3",
+    rk4: "RK4",
+    rk45: "RK45",
+    extragradient: "extragradient",
+    chebyshev: "Chebyshev",
+  };
+  const LOOKS = {
+    euler: "sgd",
+    heun: "heun",
+    kutta3: "quiet",
+    rk4: "rk4",
+    rk45: "adaptive",
+    extragradient: "momentum",
+    chebyshev: "ink",
+  };
+  const METHODS = Object.keys(NAMES);
+
+  /** Round numbers for an axis. */
+  function ticks(end) {
+    const power = 10 ** Math.floor(Math.log10(end));
+    const stride = power * (end / power > 5 ? 2 : end / power > 2 ? 1 : 0.5);
+    return Array.from({ length: Math.floor(end / stride) + 1 }, (_, i) => +(i * stride).toPrecision(3));
+  }
+
+  /** Where a function over [left, right] × [0, top] crosses 1, as pieces of lines (marching squares). */
+  function contour(size, left, right, top) {
+    const [columns, rows] = [60, 30];
+    const place = (i, j) => [left + ((right - left) * i) / columns, (top * j) / rows];
+    const above = Array.from({ length: columns + 1 }, (_, i) =>
+      Array.from({ length: rows + 1 }, (_, j) => size(...place(i, j)) - 1),
+    );
+    const pieces = [];
+    for (let i = 0; i < columns; i++) {
+      for (let j = 0; j < rows; j++) {
+        const corners = [
+          [i, j],
+          [i + 1, j],
+          [i + 1, j + 1],
+          [i, j + 1],
+          [i, j],
+        ];
+        const found = [];
+        for (let side = 0; side < 4; side++) {
+          const [[a, b], [u, v]] = corners.slice(side, side + 2);
+          const [from, to] = [above[a][b], above[u][v]];
+          const share = from / (from - to);
+          if (from > 0 !== to > 0) found.push(place(a + share * (u - a), b + share * (v - b)));
+        }
+        while (found.length > 1) pieces.push(found.splice(0, 2));
+      }
+    }
+    return pieces;
+  }
+
+  function build(panel) {
+    panel.choice("method", "Method", NAMES);
+    const stages = panel.slider("stages", "stages", { min: 2, max: 20, step: 1 });
+    const downhill = panel.slider("x", "downhill, hλ", { min: 0, max: 1000 }, 2);
+    const rotation = panel.slider("y", "rotation, hω", { min: 0, max: 4, step: 0.01 }, 2);
+    panel.choice("per", "Counted for", { step: "one step", gradient: "one gradient" });
+    panel.choice("view", "Look at", { axis: "downhill only", plane: "downhill and rotation" });
+
+    const none = { range: [0, 4], ticks: [], label: "" };
+    const factors = { range: [-1.6, 1.6], ticks: [-1, 0, 1], label: "factor of one step" };
+    const curve = new Plot("The factor of a step over hλ", none, factors);
+    const [band, line, point] = [
+      curve.add("path", "band"),
+      curve.add("path", ""),
+      curve.add("circle", "end", { r: 6 }),
+    ];
+    const plane = new Plot("Where steps are stable, over hλ and hω", none, none);
+    const regions = METHODS.map(() => plane.add("path", ""));
+    const here = plane.add("circle", "end", { r: 6 });
+    const rows = { range: [0, 7], ticks: METHODS.map((name, i) => [6.5 - i, NAMES[name]]), label: "" };
+    const bars = new Plot("The limit of hλ for each method", none, rows, { left: 92 });
+    const reaches = METHODS.map((name) => [
+      bars.add("rect", `piece ${LOOKS[name]}`, { height: 18 }),
+      bars.write("", ""),
+    ]);
+    const mark = bars.add("path", "line thin ink");
+
+    const known = new Map();
+    const once = (key, compute) => known.get(key) ?? known.set(key, compute()).get(key);
+    const of = (name, s) => (name === "chebyshev" ? once(s, () => chebyshev(s)) : TABLEAUX[name]);
+    const reach = (method) => once(method, () => limit(method));
+    const fine = (end) => (end > 40 ? 1 : end > 6 ? 0.1 : 0.01); // the step of the slider
+    const near = (x) => +(Math.round(Math.max(0, x) / fine(plane.x.range[1])) * fine(plane.x.range[1])).toFixed(2);
+    for (const plot of [curve, bars]) plot.drag((x) => panel.change({ x: near(x) }));
+    plane.drag((x, y) => panel.change({ x: near(x), y: Math.round(100 * y) / 100 }));
+
+    function showCurve(axis, name, method, cost, size) {
+      const end = axis.range[1];
+      curve.axes(axis, factors);
+      set(band, { d: `M${curve.left} ${curve.Y(1)}H${curve.right}V${curve.Y(-1)}H${curve.left}z` });
+      const points = Array.from({ length: 241 }, (_, i) => [
+        (end * i) / 240,
+        factor(method, (-cost * end * i) / 240, 0)[0],
+      ]);
+      set(line, { class: `line ${LOOKS[name]}`, d: curve.through(points) });
+      curve.move(point, panel.state.x, Math.max(-1.6, Math.min(1.6, size)));
+    }
+
+    function showPlane(axis, name, { stages: s, per, x, y }) {
+      const [end, top] = [axis.range[1], per === "gradient" ? 1.6 : 4];
+      plane.axes(
+        { ...axis, range: [-0.15 * end, end] },
+        { range: [0, top], ticks: ticks(top), label: `hω of one ${per}` },
+      );
+      for (const [i, other] of METHODS.entries()) {
+        const shown = name !== "chebyshev" ? other !== "chebyshev" : ["euler", "rk45", name].includes(other);
+        const method = of(other, s);
+        const cost = per === "gradient" ? gradients(method) : 1;
+        const size = (x, y) => Math.hypot(...factor(method, -cost * x, cost * y));
+        const draw = () =>
+          contour(size, -0.15 * end, end, top)
+            .map((piece) => plane.through(piece))
+            .join("");
+        const d = shown ? once([other, other === "chebyshev" && s, end, per].join(), draw) : "";
+        set(regions[i], { class: `line ${other === name ? "" : "thin faint"} ${LOOKS[other]}`, d });
+      }
+      plane.move(here, x, y);
+    }
+
+    function showBars(axis, { stages: s, per, x }) {
+      bars.axes({ ...axis, range: [0, axis.range[1]] }, rows);
+      for (const [i, name] of METHODS.entries()) {
+        const method = of(name, s);
+        const value = reach(method) / (per === "gradient" ? gradients(method) : 1);
+        const [end, top] = [Math.min(bars.X(value), bars.right), bars.Y(6.5 - i)];
+        const inside = end > 300;
+        const [rect, words] = reaches[i];
+        set(rect, {
+          x: bars.left,
+          y: top - 9,
+          width: end - bars.left,
+          class: `piece ${LOOKS[name]} ${value < x ? "faint" : ""}`,
+        });
+        set(words, {
+          x: inside ? end - 6 : end + 5,
+          y: top + 4.5,
+          class: `label ${inside ? "onto end" : LOOKS[name]}`,
+        });
+        words.textContent = digits(value, value < 20 ? 2 : 0);
+      }
+      set(mark, { d: `M${bars.X(x)} ${bars.top}V${bars.bottom}` });
+    }
+
+    return (state) => {
+      const { method: name, per, view } = state;
+      const method = of(name, state.stages);
+      const [cost, farthest] = [gradients(method), reach(method)];
+      const share = per === "gradient" ? cost : 1;
+      const longest = Math.max(per === "gradient" ? 2.6 : 4, (1.2 * farthest) / share);
+      const end = longest > 6 ? Math.ceil(longest) : longest;
+      state.x = Math.min(state.x, end);
+      const flat = view === "axis";
+      stages.hidden = name !== "chebyshev";
+      rotation.hidden = flat;
+      downhill.range({ max: end, step: fine(end) });
+      const value = factor(method, -share * state.x, flat ? 0 : share * state.y);
+      const size = Math.hypot(...value);
+      const axis = { range: [0, end], ticks: ticks(end), label: `hλ of one ${per}` };
+      plane.x = axis;
+      if (flat) showCurve(axis, name, method, share, value[0]);
+      else showPlane(axis, name, state);
+      showBars(axis, state);
+      panel.pictures.replaceChildren((flat ? curve : plane).svg, bars.svg);
+      const who = name === "chebyshev" ? `Chebyshev with ${cost} stages` : NAMES[name];
+      const bill = cost > 1 ? `, ${digits(size ** (1 / cost), 3)} for each of its ${cost} gradients` : "";
+      const verdict = size > 1 + 1e-11 ? "grows" : size < 1 - 1e-11 ? "shrinks" : "stays";
+      return [
+        { cost, limit: farthest, factor: value },
+        `${who} bears hλ = ${digits(farthest, 2)} a step, ${digits(farthest / cost, 2)} a gradient. Here a step multiplies by ${digits(size, 3)}${bill}: the distance ${verdict}.`,
+      ];
+    };
+  }
+
+  const start = { method: "rk4", stages: 5, x: 1.5, y: 0, per: "step", view: "axis" };
+  define("stability", "How far may a step go, and what does it cost?", start, build);
+}
