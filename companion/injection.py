@@ -52,8 +52,8 @@ def inject(
             :func:`~companion.merging.weighted_mean`, the formula above.
 
     Returns:
-        The same model. :func:`~companion.eject` restores it. Cloning and loading lose the injection: call
-        ``inject`` again.
+        The same model. :func:`~companion.eject` restores it. Cloning and loading lose the injection, so call
+        ``inject`` again after them.
 
     Raises:
         TypeError: ``model`` is not a ``keras.Model``.
@@ -93,7 +93,7 @@ def eject(model: keras.Model) -> keras.Model:
         >>> eject(inject(model)).train_step == type(model).train_step.__get__(model)
         True
 
-    Taught in chapter 06, :doc:`/notebooks/06_the_fix`.
+    It undoes what chapter 06 teaches, :doc:`/notebooks/06_the_fix`; :doc:`/book/recipes` has it in a program.
     """
     if _is_injected(model):
         del model.train_step

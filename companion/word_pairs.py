@@ -141,9 +141,9 @@ def skip_gram_windows(
         seed: of all that is drawn; with ``None`` every dataset draws differently. Defaults to 0.
 
     Returns:
-        A dataset of batches ``((text, left, right, drawn),)``: numbers of words, ``(batch_size, window + length +
-        window)``; how far the window of each centre reaches to either side, ``(batch_size, length)``; and numbers of
-        random words, ``(batch_size, shared)``. A second pass draws anew.
+        A dataset of batches ``((text, left, right, drawn),)``. ``text`` holds numbers of words, ``(batch_size, window +
+        length + window)``; ``left`` and ``right`` how far the window of each centre reaches, ``(batch_size, length)``;
+        ``drawn`` numbers of random words, ``(batch_size, shared)``. A second pass draws anew.
 
     Raises:
         ValueError: as for :func:`skip_gram_pairs`.

@@ -1,6 +1,8 @@
-"""Fills two pages of the book from what the tests and the benchmarks say: the claims, and the measured ratios."""
+"""Fills pages of the book: claims from the tests, ratios from the benchmarks, the table of names from docstrings."""
 
 import ast
+import importlib
+import inspect
 import json
 import pathlib
 import re
@@ -72,6 +74,7 @@ def performance_page(
     named = re.compile("<!-- performance: (.+?) -->")
     others = [row for row in results if row["name"] not in named.findall(page)]
     page = page.replace("<!-- performance -->", _table(others))
+    page = page.replace("<!-- vocabulary -->", vocabulary_table())
     return named.sub(lambda match: _table([row for row in results if row["name"] == match[1]]), page)
 
 
@@ -101,6 +104,36 @@ def titled(notebook: str) -> str:
     return json.dumps(content)
 
 
+def vocabulary_table(path: pathlib.Path = ROOT / "book" / "data" / "time_of_vocabulary.json") -> str:
+    """What a step of word2vec takes by hand over what it takes through ``Embedding``, from the record of chapter 04."""
+    record = json.loads(path.read_text())
+    times = record["microseconds"]
+    ways = [("by hand", ""), ("gather, autodiff", ""), ("by hand", ", XLA")]
+    lines = ["| words | by hand | rows by `tf.gather` | by hand, both in XLA |", "|---:|---:|---:|---:|"]
+    for place, size in enumerate(record["sizes"]):
+        ratios = [times[f"{way}{xla}"][place] / times[f"Embedding, autodiff{xla}"][place] for way, xla in ways]
+        lines.append(f"| {size:,} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    where = f"{record['date']} on {record['processor']}, {record['cores']} cores"
+    return "\n".join([*lines, f"\nMeasured on {where}."])
+
+
+def api_table() -> str:
+    """Every public name, what it is in one line of its docstring, and its chapter, as a table in reStructuredText."""
+    companion = importlib.import_module("companion")
+    rows = []
+    for name in [name for name in companion.__dir__() if not name.startswith("_")]:  # not sorted, as `dir` is
+        member = getattr(companion, name)
+        text = inspect.getdoc(member) or ""
+        summary = re.split(r"(?<=[.!?])\s", " ".join(text.split("\n\n")[0].split()))[0]
+        chapters = sorted(set(re.findall(r":doc:`/notebooks/((\d\d)_\w+)`", text)))
+        links = ", ".join(f":doc:`{number} </notebooks/{stem}>`" for stem, number in chapters) or "–"
+        role = "mod" if inspect.ismodule(member) else "obj"
+        rows.append(f"   * - :py:{role}:`companion.{name}`\n     - {summary}\n     - {links}")
+    head = [".. currentmodule:: companion", "", ".. list-table::", "   :header-rows: 1", "   :widths: 30 58 12", ""]
+    rows = ["   * - name\n     - what it is\n     - chapter", *rows]
+    return "\n".join(["```{eval-rst}", *head, *rows, "```"])
+
+
 def _fill(app: Any, docname: str, source: list[str]) -> None:
     if docname.startswith("notebooks/"):
         source[0] = titled(source[0])
@@ -108,6 +141,8 @@ def _fill(app: Any, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace("<!-- claims -->", claims_page(app.config.html_theme_options["repository_url"]))
         for path in sorted((ROOT / "tests").rglob("test_*.py")):
             app.env.note_dependency(str(path))
+    elif docname == "book/api":
+        source[0] = source[0].replace("<!-- api -->", api_table())
     elif docname == "book/performance":
         source[0] = performance_page(page=source[0])
         app.env.note_dependency(str(ROOT / "book" / "performance.json"))

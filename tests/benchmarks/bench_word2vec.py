@@ -1,4 +1,7 @@
-"""What a skip-gram step costs: by hand against autodiff, on a growing vocabulary, and against gensim on one worker."""
+"""What training word vectors costs: by hand against autodiff, and against gensim on one worker.
+
+What a step costs on a growing vocabulary is recorded by time_of_vocabulary.py, for chapter 04 and for the page.
+"""
 
 import importlib.util
 from collections.abc import Callable
@@ -11,11 +14,9 @@ from companion import datasets
 from companion.word2vec import SkipGram
 from companion.word_pairs import skip_gram_pairs, skip_gram_windows, vocabulary
 from tests.benchmarks.pairs import compare
-from tests.benchmarks.time_of_vocabulary import batches
 
 DIMENSION, NEGATIVES, BATCH = 100, 5, 1024
-SIZES = (1_000, 30_000, 300_000, 1_000_000)
-FIT_BATCHES, FIT_RUNS, STEP_RUNS, GENSIM_RUNS = 200, 15, 31, 9
+FIT_BATCHES, FIT_RUNS, GENSIM_RUNS = 200, 15, 9
 GENSIM_WORDS = 300_000
 STEPS_PER_EXECUTION = 20  # otherwise what Keras does between two steps takes as long as the step
 
@@ -25,21 +26,6 @@ def training(words: list[str], data: tf.data.Dataset, gradients: str, jit: bool)
     model = SkipGram(len(words), DIMENSION, NEGATIVES, gradients, seed=0)
     model.compile(keras.optimizers.SGD(0.025), jit_compile=jit, steps_per_execution=STEPS_PER_EXECUTION)
     return lambda: model.fit(data, shuffle=False, verbose=0)
-
-
-def step(model: SkipGram, data: list[Any], gradients: str, jit: bool) -> Callable[[], Any]:
-    """One step of gradient descent, with nothing around it."""
-    optimizer = keras.optimizers.SGD(0.025)
-    optimizer.build(model.trainable_variables)
-    turn = iter(range(10**9))
-
-    @tf.function(jit_compile=jit)
-    def function(centres: Any, candidates: Any) -> Any:
-        loss, found = getattr(model, gradients)(centres, candidates)
-        optimizer.apply(found, model.trainable_variables)
-        return loss
-
-    return lambda: function(*data[next(turn) % len(data)]).numpy()
 
 
 def through_fit(words: list[str], pairs: tf.data.Dataset) -> list[dict[str, Any]]:
@@ -57,23 +43,6 @@ def through_fit(words: list[str], pairs: tf.data.Dataset) -> list[dict[str, Any]
         what = f"fit, {len(words)} words, {names[0]}: over {names[1]}"
         functions = [training(words, data, *way) for way in (ours, other)]
         rows.append(compare("SkipGram", what, *functions, runs=FIT_RUNS))
-    return rows
-
-
-def by_size() -> list[dict[str, Any]]:
-    """By hand against autodiff at each size of the vocabulary, and the step by hand at each size against 30,000."""
-    rows, models = [], {}
-    for size in SIZES:
-        models[size] = SkipGram(size, DIMENSION, NEGATIVES, seed=0), batches(size)
-        for jit in (False, True):
-            what = f"step at {size} words{', XLA' * jit}, by hand: over autodiff through Embedding"
-            functions = [step(*models[size], gradients, jit) for gradients in ("closed_form", "autodiff")]
-            rows.append(compare("SkipGram", what, *functions, runs=STEP_RUNS))
-    for size in (1_000, 300_000, 1_000_000):
-        for jit in (False, True):
-            what = f"step by hand{', XLA' * jit}, at {size} words: over that at 30000"
-            functions = [step(*models[each], "closed_form", jit) for each in (size, 30_000)]
-            rows.append(compare("SkipGram", what, *functions, runs=STEP_RUNS))
     return rows
 
 
@@ -110,4 +79,4 @@ def results() -> list[dict[str, Any]]:
     corpus = datasets.documentation_corpus()
     words = vocabulary(corpus)
     pairs = skip_gram_pairs(corpus, words, batch_size=BATCH)
-    return [*through_fit(words, pairs), *by_size(), *against_gensim(corpus)]
+    return [*through_fit(words, pairs), *against_gensim(corpus)]

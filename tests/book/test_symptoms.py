@@ -1,0 +1,281 @@
+"""Every cause on the page of symptoms is real: a test here, or a program of the page on Keras, reproduces it."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import companion
+from tests.book.reading import ROOT
+from tools.programs import programs
+
+SYMPTOMS = re.findall(r"^\| (?!you see|---)(.*?) \|", (ROOT / "book" / "symptoms.md").read_text(), re.MULTILINE)
+
+SHOWN_ON_THE_PAGE_ON_KERAS = {
+    "`optimizer.lr = …` changes nothing": "optimizer.lr is accepted and ignored",
+    "The first epoch learns nothing": "Accumulation: what is left over is carried into the next epoch",
+    "The loss jumps when training goes on": "load_weights before build drops the optimizer's memory",
+    "A resumed run with dropout is another run": "No file holds the state of dropout",
+    "The resumed run ends at once with `OSError`": "A backup is rewritten in place",
+    "`MultiOptimizer` starts without memory": "MultiOptimizer loses its rules when it is loaded",
+    "Optimizer state is gone after switching accumulation on": "Switching accumulation on or off drops the memory, too",
+    "The schedule runs out N times too early": "Accumulation: the schedule counts micro-batches",
+    "A small last batch counts too much": "Accumulation: a mean of means",
+    "With padding, short sentences count too much": "Accumulation: a mean of means over tokens",
+    "A sum loss learns N times too slowly": "Accumulation: a sum is divided",
+    "Weights move between two updates": "Accumulation: constraints run between updates",
+    "In bfloat16, long windows learn too slowly": "Accumulation: sums in bfloat16 stop growing",
+    "Frequent words move too far": "Embeddings: Adam takes repeated ids one by one",
+    "In float64 only eight digits agree": "Hyperparameters go through float32",
+    "A constraint is broken after `fit` with `use_ema`": "The moving average is taken before the constraint",
+    "A schedule-free model evaluates worse than it should": "ScheduleFreeAdamW gives no access to its answer",
+    "The last batch of an epoch pulls too hard": "Devices: a ragged batch is a mean of means",
+    "A step is R times as long as `clipnorm`": "Devices: clipping comes before the sum",
+    "`InvalidArgumentError` on the first batch": "Devices: an uneven first batch ends the run",
+    "`RuntimeError` about `merge_call`": "Accumulation: not under MirroredStrategy",
+}
+
+reproduced: dict[str, Callable[..., None]] = {}
+
+
+def reproduces(symptom: str) -> Callable[[Any], Any]:
+    """Notes which symptom a test is about."""
+    return lambda test: reproduced.setdefault(symptom, test)
+
+
+def stepped(optimizer: Any, gradient: Callable[[float], float], start: float, steps: int) -> float:
+    """Where an optimizer takes one weight."""
+    weight = keras.Variable([start])
+    for _ in range(steps):
+        optimizer.apply([ops.convert_to_tensor([gradient(float(weight.numpy()[0]))], "float32")], [weight])
+    return float(weight.numpy()[0])
+
+
+def first_step(optimizer: Any, gradient: float, start: float = 0.0) -> float:
+    return stepped(optimizer, lambda _: gradient, start, 1) - start
+
+
+def linear(optimizer: Any) -> keras.Model:
+    """A compiled model with one weight, which has gradient −2 at 0 on the batch below."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
+    model.compile(optimizer, "mse")
+    return model
+
+
+BATCH = np.ones((2, 1)), np.ones((2, 1))
+
+
+def test_every_symptom_has_a_test_or_a_program() -> None:
+    assert len(SYMPTOMS) >= 25
+    assert sorted(SYMPTOMS) == sorted([*reproduced, *SHOWN_ON_THE_PAGE_ON_KERAS])
+    headings = {program.heading for program in programs((ROOT / "book" / "keras.md").read_text())}
+    assert set(SHOWN_ON_THE_PAGE_ON_KERAS.values()) <= headings
+
+
+@reproduces("`optimizer.momentum = …` changes nothing after the first `fit`")
+def test_momentum_is_compiled_in() -> None:
+    model = linear(keras.optimizers.SGD(0.1, momentum=0.5))
+    model.optimizer.build(model.trainable_variables)
+    moved = []
+    for momentum, again in ((0.5, False), (0.0, False), (0.0, True)):
+        model.optimizer.momentum = momentum
+        if again:
+            model.compile(model.optimizer, "mse")
+        model.layers[0].kernel.assign([[0.0]])
+        model.optimizer.variables[2].assign([[1.0]])  # the velocity
+        model.train_on_batch(*BATCH)
+        moved.append(float(model.layers[0].kernel.numpy()[0, 0]))
+    np.testing.assert_allclose(moved, [0.7, 0.7, 0.2], rtol=1e-5)
+
+
+@reproduces("My optimizer counts updates and no weight moves")
+def test_returned_value_is_thrown_away() -> None:
+    class Planner(keras.optimizers.SGD):
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> Any:
+            return variable - learning_rate * gradient
+
+    optimizer = Planner(0.1)
+    assert first_step(optimizer, 1.0) == 0.0
+    assert int(optimizer.iterations) == 1
+
+
+@reproduces("The first step does nothing")
+def test_warm_up_starts_at_zero() -> None:
+    warm_up = {"decay_steps": 10, "warmup_target": 0.1, "warmup_steps": 5}
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, **warm_up)
+    assert first_step(keras.optimizers.SGD(schedule), 1.0) == 0.0
+
+
+@reproduces("A frozen layer goes on training")
+def test_frozen_after_compile() -> None:
+    model = linear("sgd")
+    model.train_on_batch(*BATCH)
+    model.layers[0].trainable = False
+    before = model.get_weights()[0]
+    model.train_on_batch(*BATCH)
+    assert (model.get_weights()[0] != before).all()
+    model.compile("sgd", "mse")
+    before = model.get_weights()[0]
+    with pytest.warns(UserWarning, match="trainable weights"):  # nothing is left to train here
+        model.train_on_batch(*BATCH)
+    assert (model.get_weights()[0] == before).all()
+
+
+@reproduces("`RuntimeError`: asks for gradients itself")
+def test_forgotten_inject() -> None:
+    with pytest.raises(RuntimeError, match="asks for gradients itself"):
+        linear(companion.Heun(0.1)).train_on_batch(*BATCH)
+
+
+@reproduces("Fewer updates than batches under `mixed_float16`")
+def test_overflow_skips_the_step() -> None:
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0), initial_scale=8.0)
+    assert first_step(optimizer, float("inf"), 3.0) == 0.0
+    assert float(optimizer.dynamic_scale.numpy()) == 4.0
+    assert int(optimizer.inner_optimizer.iterations) == 0
+
+
+@reproduces("`TypeError` when a callback sets the rate")
+def test_schedule_refuses_to_be_set() -> None:
+    optimizer = keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9))
+    with pytest.raises(TypeError, match="not settable"):
+        optimizer.learning_rate = 0.01
+
+
+@reproduces("The loss explodes at every rate above some value")
+def test_limit_of_stability() -> None:
+    curvature, ends = 10.0, {}
+    for rate in (0.19, 0.21):  # 2/10 is the limit
+        ends[rate] = abs(stepped(keras.optimizers.SGD(rate), lambda x: curvature * x, 1.0, 40))
+    assert ends[0.19] < 0.1 < 10 < ends[0.21]
+
+
+@reproduces("A rate that is good with momentum explodes with `nesterov=True`")
+def test_nesterov_bears_less() -> None:
+    ends = [
+        abs(stepped(keras.optimizers.SGD(2.5, momentum=0.9, nesterov=nesterov), lambda x: x, 1.0, 60))
+        for nesterov in (False, True)
+    ]
+    assert ends[0] < 1 < 1000 < ends[1]
+
+
+@reproduces("Training gets ten times as fast when momentum is switched on")
+def test_momentum_multiplies_the_rate() -> None:
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    before = stepped(optimizer, lambda _: 1.0, 0.0, 60)
+    weight = keras.Variable([0.0])
+    fast = keras.optimizers.SGD(0.01, momentum=0.9)
+    for _ in range(61):
+        fast.apply([ops.ones(1)], [weight])
+    assert float(weight.numpy()[0]) - before == pytest.approx(-0.1, rel=0.01)
+
+
+@reproduces("The loss hovers and falls as soon as the rate is cut")
+def test_jumps_from_side_to_side() -> None:
+    def slope(x: float) -> float:  # of √(1 + x²): curvature 1 at the bottom, and the limit of the rate 2
+        return x / np.sqrt(1 + x * x)
+
+    hovering = stepped(keras.optimizers.SGD(3.0), slope, 0.1, 60)
+    further = stepped(keras.optimizers.SGD(3.0), slope, hovering, 1)
+    assert abs(hovering) > 0.5
+    assert further == pytest.approx(-hovering, rel=1e-3)
+    assert abs(stepped(keras.optimizers.SGD(1.0), slope, hovering, 20)) < 1e-3
+
+
+@reproduces("A game runs in growing circles")
+def test_rotation() -> None:
+    radii = []
+    for optimizer in (keras.optimizers.SGD(0.3), companion.OptimisticSGD(0.3)):
+        players = keras.Variable([1.0, 0.0])
+        for _ in range(60):
+            x, y = players.numpy()
+            optimizer.apply([ops.convert_to_tensor([y, -x])], [players])
+        radii.append(float(np.linalg.norm(players.numpy())))
+    assert radii[1] < 0.5 < 5 < radii[0]
+
+
+@reproduces("The iterates rest beside the minimum when workers train apart")
+def test_drift() -> None:
+    curvatures, minima = np.array([1.0, 4.0]), np.array([0.0, 1.0])
+    best = (curvatures * minima).sum() / curvatures.sum()
+
+    def resting_place(every: int) -> float:
+        theta = 0.0
+        for _ in range(200):
+            workers = np.full(2, theta)
+            for _ in range(every):
+                workers -= 0.1 * curvatures * (workers - minima)
+            theta = workers.mean()
+        return theta
+
+    assert resting_place(1) == pytest.approx(best)
+    assert resting_place(10) < best - 0.1
+
+
+@reproduces("The schedule begins anew")
+def test_new_optimizer_counts_from_zero() -> None:
+    def optimizer() -> Any:
+        return keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(1.0, 1, 0.5))
+
+    model = linear(optimizer())
+    for _ in range(3):
+        model.train_on_batch(*BATCH)
+    assert float(model.optimizer.learning_rate) == 0.125
+    model.compile(optimizer(), "mse")  # weights stay
+    assert float(model.optimizer.learning_rate) == 1.0
+
+
+@reproduces("Memory grows instead of falling")
+def test_sums_are_as_large_as_the_weights() -> None:
+    weight = keras.Variable(ops.zeros((20, 30)))
+    sizes = []
+    for optimizer in (keras.optimizers.SGD(), companion.GradientAccumulation(keras.optimizers.SGD(), 4)):
+        optimizer.build([weight])
+        sizes.append(sum(np.prod(variable.shape) for variable in optimizer.variables))
+    assert sizes[1] - sizes[0] >= 600
+
+
+@reproduces("With BatchNorm, parts are not the whole")
+def test_statistics_of_parts() -> None:
+    x = np.array([[0.0], [1.0], [10.0], [14.0]], "float32")
+    layer = keras.layers.BatchNormalization()
+    whole = layer(x, training=True).numpy()
+    parts = np.concatenate([layer(part, training=True).numpy() for part in (x[:2], x[2:])])
+    assert abs(whole - parts).max() > 0.3
+
+
+@reproduces("The step is longer than `clipnorm`")
+def test_decay_comes_after_clipping() -> None:
+    optimizer = keras.optimizers.SGD(1.0, clipnorm=0.1, weight_decay=0.5)
+    assert first_step(optimizer, 0.0, start=10.0) == pytest.approx(-5.0)
+
+
+@reproduces("An L2 penalty does next to nothing under Adam")
+def test_adam_divides_the_penalty() -> None:
+    steps = [first_step(keras.optimizers.Adam(0.1), strength * 10.0, start=10.0) for strength in (0.01, 1.0)]
+    assert steps == pytest.approx([-0.1, -0.1], rel=1e-4)
+
+
+@reproduces("AdamW shrinks weights though nobody asked")
+def test_default_decay() -> None:
+    assert keras.optimizers.AdamW().weight_decay == 0.004
+    assert first_step(keras.optimizers.AdamW(1.0), 0.0, start=10.0) == pytest.approx(-0.04, rel=1e-4)
+
+
+@reproduces("Small gradients move less than in PyTorch")
+def test_place_of_epsilon() -> None:
+    gradient = 1e-6
+    keras_step = -first_step(keras.optimizers.Adam(1.0), gradient)
+    assert keras_step == pytest.approx(0.2403, abs=2e-4)
+    assert gradient / (gradient + 1e-8) == pytest.approx(0.990, abs=1e-3)  # PyTorch's, after the correction
+
+
+@reproduces("Nobody learns the rare class")
+def test_median_leaves_out_what_one_knows() -> None:
+    rows, weights = [ops.convert_to_tensor([[0.0], [0.0], [9.0]])], ops.ones(3)
+    assert float(companion.merging.median(rows, weights)[0][0]) == 0.0
+    assert float(companion.merging.weighted_mean(rows, weights)[0][0]) == 3.0

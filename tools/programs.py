@@ -1,0 +1,110 @@
+"""Runs the programs of a Markdown page and writes what they print: ``python -m tools.programs book/recipes.md``.
+
+A program is a block of Python followed by a block of text, what it prints. All programs of a page run one after the
+other in one process, where the processor is two devices, each in an empty folder of its own. A block of shell between
+the two is how the program is started, as the file that it names; then it runs in processes of its own.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parent.parent
+_PROGRAM = re.compile(r"```python\n(.*?)```\n\n(?:```bash\n(.*?)```\n\n)?```text\n(.*?)```", re.DOTALL)
+
+
+class Program(NamedTuple):
+    """A program of a page: under which heading it stands, its code, how it is started, and what the page shows."""
+
+    heading: str
+    code: str
+    command: str
+    output: str
+
+
+def programs(page: str) -> list[Program]:
+    """All programs of a page, in their order."""
+    return [
+        Program(re.findall(r"^## (.*)$", page[: match.start()], re.MULTILINE)[-1], match[1], match[2] or "", match[3])
+        for match in _PROGRAM.finditer(page)
+    ]
+
+
+def outputs(page: pathlib.Path) -> list[str]:
+    """What each program of a page prints now, or its traceback."""
+    here = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-m", "tools.programs", "--here", str(page)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | here, capture_output=True, text=True, timeout=600)
+    if not done.stdout:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def started(program: Program, folder: pathlib.Path) -> str:
+    """What a program prints that is started by a command, in processes of its own."""
+    (name,) = re.findall(r"\S+\.py", program.command)
+    (folder / name).write_text(program.code)
+    path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
+    done = subprocess.run(
+        ["bash", "-euc", program.command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    noise = re.compile(r"^\[\d\] .*(?:oneDNN|cpu_feature_guard|rebuild TensorFlow|WARNING|E0000|I0000|W0000)")
+    shown = [line for line in done.stdout.splitlines(keepends=True) if not noise.match(line)]
+    return "".join(shown) if done.returncode == 0 else done.stdout + done.stderr[-3000:]
+
+
+def _run_here(page: pathlib.Path) -> None:
+    import gc
+
+    import keras
+    import tensorflow as tf
+
+    gc.disable()  # whoever frees the iterator of a distributed data set waits up to a minute for its thread to wake up
+    (processor,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+    printed = []
+    for number, program in enumerate(programs(page.read_text())):
+        keras.utils.clear_session()
+        keras.config.set_dtype_policy("float32")
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            if program.command:
+                printed.append(started(program, pathlib.Path(folder)))
+                continue
+            path = pathlib.Path(folder, f"program_{number}.py")
+            path.write_text(program.code)
+            with contextlib.redirect_stdout(io.StringIO()) as shown:
+                try:
+                    runpy.run_path(str(path), run_name="__main__")
+                except Exception:
+                    traceback.print_exc(file=shown)
+            printed.append(shown.getvalue())
+    print(json.dumps(printed))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _filled(page: str, printed: Iterator[str]) -> str:
+    def fill(match: re.Match[str]) -> str:
+        command = f"```bash\n{match[2]}```\n\n" if match[2] else ""
+        return f"```python\n{match[1]}```\n\n{command}```text\n{next(printed)}```"
+
+    return _PROGRAM.sub(fill, page)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--here":
+        _run_here(pathlib.Path(sys.argv[2]))
+    for name in sys.argv[1:]:
+        path = pathlib.Path(name)
+        path.write_text(_filled(path.read_text(), iter(outputs(path))))
