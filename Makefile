@@ -18,7 +18,7 @@ endef
 PARALLEL := --numprocesses=$(shell python3 -c "import os; print(min(4, max(2, (os.cpu_count() or 1) + 1)))" 2>/dev/null || echo 2) --dist=worksteal
 FOR ?=
 
-.PHONY: book serve check core test test-all lint unit browser notebooks-changed notebooks-check colab bench mutants notebooks lock adopt clean
+.PHONY: book serve check core test test-all lint unit units browser package notebooks-changed notebooks-check colab bench mutants notebooks lock adopt clean
 
 book: $(READY)  ## build the book
 	$(BIN)/python -m tools.book -W -n --keep-going -q
@@ -46,6 +46,10 @@ lint: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL) $(SLOW)
 
+units: $(READY)  ## the units alone; VERSIONS="keras==3.13.2 …": with these versions instead of the lock's
+	$(if $(strip $(VERSIONS)),$(BIN)/uv pip install --quiet --python $(BIN)/python $(VERSIONS))
+	$(BIN)/python -m pytest $(PARALLEL) companion tests/kit tests/test_*.py
+
 browser: $(READY)  # finds a browser for the tests of the pages, or gets one, or says how
 	@$(BIN)/python -m tools.browser
 
@@ -72,11 +76,14 @@ lock: $(READY)  ## compile the locks from what pyproject.toml declares
 	$(BIN)/uv pip compile --group colab --universal --python-version 3.12 --generate-hashes --quiet --output-file tools/requirements-colab.txt
 	$(BIN)/uv pip compile --group uv --universal --python-version 3.11 --generate-hashes --quiet --output-file tools/requirements-uv.txt
 
+package: $(READY)  ## build the package into dist
+	$(BIN)/uv build --quiet --out-dir dist
+
 adopt: $(READY)  ## make adopt REPO=owner/name: set the repository's address everywhere
 	$(BIN)/python -m tools.adopt $(REPO)
 
 clean:
-	rm -rf _build build $(VENV) $(COLAB_VENV)
+	rm -rf _build build dist $(VENV) $(COLAB_VENV)
 
 $(READY): requirements.txt tools/requirements-uv.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f'Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 …')"

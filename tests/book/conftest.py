@@ -3,6 +3,7 @@
 import functools
 import http.server
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,13 @@ def built() -> dict[str, Any]:
     shutil.copytree(ROOT, source, ignore=keep_out)
     command = [sys.executable, "-m", "tools.book", "-W", "-n", "--keep-going"]
     outcome = subprocess.run(command, capture_output=True, text=True, cwd=source)
-    return {"status": outcome.returncode, "said": outcome.stdout + outcome.stderr, "site": source / "_build" / "html"}
+    said = re.sub(r"\x1b\[[0-9;]*m", "", outcome.stdout + outcome.stderr)
+    return {"status": outcome.returncode, "said": said, "site": source / "_build" / "html"}
+
+
+def warnings(said: str) -> str:
+    """The lines of a build that matter, or its end."""
+    return "\n".join(line for line in said.splitlines() if re.search("WARNING|ERROR", line)) or said[-3000:]
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +42,7 @@ def build() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def site(build: Any) -> pathlib.Path:
     """The folder of the built pages."""
-    assert build["status"] == 0, build["said"][-6000:]
+    assert build["status"] == 0, warnings(build["said"])
     return build["site"]
 
 
