@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 from tools.changed import ROOT, tests_of
 
@@ -55,7 +56,7 @@ class Break(ast.NodeTransformer):
         self.what = f"line {getattr(node, 'lineno', '?')}: {what}"
         return True
 
-    def visit(self, node: ast.AST) -> ast.AST:
+    def visit(self, node: Any) -> Any:
         """Changes what is due and goes on below; leaves alone what is raised."""
         if isinstance(node, ast.Raise):
             return node
@@ -67,7 +68,7 @@ class Break(ast.NodeTransformer):
             node.ops[0] = SWAPS[type(node.ops[0])]()
         elif isinstance(node, ast.If | ast.IfExp) and self.due(node, f"not ({ast.unparse(node.test)})"):
             node.test = ast.UnaryOp(ast.Not(), node.test)
-        elif isinstance(node, ast.Constant) and type(node.value) in (bool, int) and self.due(node, f"{node.value}"):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, int) and self.due(node, f"{node.value}"):
             node.value = not node.value if isinstance(node.value, bool) else node.value + 1
         return self.generic_visit(node)
 
