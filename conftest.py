@@ -31,7 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(sentence, chapter): the sentence of the book that this test holds")
     config.addinivalue_line("markers", "slow: one of a whole matrix, for --slow; another case stands for it")
     _take_the_same_examples(EXAMPLES_IF_SLOW if config.getoption("slow") else EXAMPLES)
-    if config.getoption("core"):
+    starts_the_others = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if config.getoption("core") and not starts_the_others:
         schedule.start_no_process()
     if config.getoption("record_durations"):
         config.pluginmanager.register(schedule.Recorder())
