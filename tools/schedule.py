@@ -1,4 +1,4 @@
-"""In which order tests run and which: the longest files first, and with ``--core`` one quick case of every function."""
+"""In which order tests run and which: the longest files first, and with ``--core`` a quick case of some functions of each."""
 
 import json
 import os
@@ -11,13 +11,15 @@ import pytest
 RECORD = pathlib.Path(__file__).parent.parent / "tests" / "durations.json"
 QUICK = 1.0
 """Seconds of processor time above which a test is not of the quick core."""
+A_FILE = 10
+"""As many functions of a file are of the quick core, spread evenly over it."""
 
 
 def options(parser: pytest.Parser) -> None:
     """Declares what may be asked for."""
     add = parser.addoption
     add("--slow", action="store_true", help="run the whole matrices too, and a thousand random examples")
-    add("--core", action="store_true", help="one quick case of each function, no process and no browser")
+    add("--core", action="store_true", help="quick cases of each file, no process and no browser")
     add("--in-full", action="append", default=[], metavar="FILE", help="with --core: every case of this file")
     add("--record-durations", action="store_true", help="write tests/durations.json: processor seconds")
 
@@ -30,9 +32,9 @@ def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
         first: dict[str, pytest.Item] = {}
         for item in chosen:
             first.setdefault(_function(item), item)
-        quick = {name for name in first if record["functions"].get(name, 0) <= QUICK}
+        quick = _some([item for name, item in first.items() if record["functions"].get(name, 0) <= QUICK])
         full = set(config.getoption("in_full"))
-        chosen = [i for i in chosen if _file(i) in full or (_function(i) in quick and first[_function(i)] is i)]
+        chosen = [i for i in chosen if _file(i) in full or i in quick]
     kept = set(chosen)
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -82,6 +84,13 @@ class Recorder:
             "functions": {n: round(s, 1) for n, s in sorted(functions.items()) if s > QUICK},
         }
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _some(items: list[pytest.Item]) -> set[pytest.Item]:
+    by_file: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        by_file.setdefault(_file(item), []).append(item)
+    return {item for each in by_file.values() for item in each[:: -(-len(each) // A_FILE)]}
 
 
 def _file(item: pytest.Item) -> str:
