@@ -1,4 +1,4 @@
-"""In which order tests run and which: the longest files first, and with ``--core`` a quick case of some functions of each."""
+"""In which order tests run and which: the longest files first; with ``--core`` some quick cases of each file."""
 
 import json
 import os
