@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tools import schedule
 from tools.figure_data import differences
 from tools.kernel import prepare_environment
 
@@ -17,8 +18,8 @@ EXAMPLES, EXAMPLES_IF_SLOW = 10, 1000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declares ``--slow``."""
-    parser.addoption("--slow", action="store_true", help="run the whole matrices too, and a thousand random examples")
+    """Declares what tools/schedule.py takes."""
+    schedule.options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,16 +31,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(sentence, chapter): the sentence of the book that this test holds")
     config.addinivalue_line("markers", "slow: one of a whole matrix, for --slow; another case stands for it")
     _take_the_same_examples(EXAMPLES_IF_SLOW if config.getoption("slow") else EXAMPLES)
+    starts_the_others = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if config.getoption("core") and not starts_the_others:
+        schedule.start_no_process()
+    if config.getoption("record_durations"):
+        config.pluginmanager.register(schedule.Recorder())
     if config.getoption("nbval", default=False):
         _compare_figures()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is marked slow, unless ``--slow`` asks for it."""
-    slow = [] if config.getoption("slow") else [item for item in items if item.get_closest_marker("slow")]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in set(slow)]
+    """Chooses what runs, and in which order."""
+    schedule.choose(config, items)
 
 
 def _take_the_same_examples(count: int) -> None:

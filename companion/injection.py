@@ -171,7 +171,7 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         """Says where to go. To be written by a subclass.
 
         Args:
-            oracle: a :class:`~companion.injection.Questions`, which is a function of a list of tensors, or of nothing
+            oracle: what answers the questions of this step, a function of a list of tensors, or of nothing
                 for the current weights, that answers a list of gradients there, or at the nearest points that meet
                 the constraints.
             values: the current weights, tensors of one dtype: the widest of the weights', and at least float32.

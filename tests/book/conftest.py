@@ -2,8 +2,8 @@
 
 import functools
 import http.server
-import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -14,26 +14,36 @@ from typing import Any
 import pytest
 
 from tests.kit import ROOT
+from tests.kit.shared import folder, once_a_run
+
+
+@once_a_run
+def built() -> dict[str, Any]:
+    """What a fresh build of the whole book said, every warning an error, and the folder of its pages."""
+    source = folder() / "book"
+    keep_out = shutil.ignore_patterns(".*", "_build", "build", "__pycache__", "*.egg-info", "node_modules")
+    shutil.copytree(ROOT, source, ignore=keep_out)
+    command = [sys.executable, "-m", "tools.book", "-W", "-n", "--keep-going"]
+    outcome = subprocess.run(command, capture_output=True, text=True, cwd=source)
+    said = re.sub(r"\x1b\[[0-9;]*m", "", outcome.stdout + outcome.stderr)
+    return {"status": outcome.returncode, "said": said, "site": source / "_build" / "html"}
+
+
+def warnings(said: str) -> str:
+    """The lines of a build that matter, or its end."""
+    return "\n".join(line for line in said.splitlines() if re.search("WARNING|ERROR", line)) or said[-3000:]
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The outcome of a fresh build of the whole book, every warning an error."""
-    source = tmp_path_factory.mktemp("book") / "source"
-    keep_out = shutil.ignore_patterns(".*", "_build", "build", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT, source, ignore=keep_out)
-    program = pathlib.Path(sys.executable).parent / "jupyter-book"
-    command = [str(program), "build", str(source), "-W", "-n", "--keep-going"]
-    outcome = subprocess.run(command, capture_output=True, text=True, cwd=source)
-    outcome.site = source / "_build" / "html"  # type: ignore[attr-defined]
-    return outcome
+def build() -> dict[str, Any]:
+    return built()
 
 
 @pytest.fixture(scope="session")
 def site(build: Any) -> pathlib.Path:
     """The folder of the built pages."""
-    assert build.returncode == 0, build.stdout[-3000:] + build.stderr[-3000:]
-    return build.site
+    assert build["status"] == 0, warnings(build["said"])
+    return build["site"]
 
 
 @pytest.fixture(scope="session")
@@ -53,13 +63,13 @@ def address(site: pathlib.Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium; where there is none a loud skip, and a failure if ``CI=true``."""
+    """A headless Chromium."""
     from playwright.sync_api import sync_playwright
 
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if found is None:
-        reason = "No Chromium: the pages are NOT checked. Install it (Debian: apt-get install chromium)."
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    from tools.browser import advice, find
+
+    found = find()
+    assert found, advice()
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
         chromium = playwright.chromium.launch(executable_path=found, args=arguments)

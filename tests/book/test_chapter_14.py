@@ -337,17 +337,17 @@ def sent() -> dict[str, list[list[int]]]:
     from companion import oracle
 
     found: dict[str, list[list[int]]] = {"a rule": [], "the default": []}
-    send = oracle._all_reduce
+    send = oracle.all_reduce
     for name, merge in (("a rule", merging.mean), ("the default", merging.weighted_mean)):
 
         def watched(tensors: Any, name: str = name) -> Any:
             found[name] += [list(tensor.shape) for tensor in tensors]
             return send(tensors)
 
-        oracle._all_reduce = watched
+        oracle.all_reduce = watched
         model = compiled(2, zeros(7), UNIT, squared_error(), merge)
         model.fit(np.ones((10, 7)), np.ones((10, 1)), batch_size=10, verbose=0)
-        oracle._all_reduce = send
+        oracle.all_reduce = send
     return found
 
 

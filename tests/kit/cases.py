@@ -1,6 +1,6 @@
 """Cases that must fail: the suite proves that it can tell right from wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -18,3 +18,16 @@ def who(
     mark = pytest.mark.xfail(strict=True, raises=raises)
     failing = [pytest.param(one, marks=mark) for one in wrong]
     return pytest.mark.parametrize(argument, [*right, *failing])
+
+
+def thinned(cases: Iterable[Any], *kept: Any) -> list[Any]:
+    """The cases of a matrix; those that are not kept, each named by its first value, run with ``--slow``."""
+    found = []
+    for case in cases:
+        is_set = isinstance(case, type(pytest.param()))
+        values, name, marks = (case.values, case.id, case.marks) if is_set else ((case,), None, ())
+        slow = () if values[0] in kept else (pytest.mark.slow,)
+        found.append(pytest.param(*values, id=name, marks=(*marks, *slow)))
+    missing = set(kept) - {case.values[0] for case in found}
+    assert not missing, f"not among the cases: {missing}"
+    return found

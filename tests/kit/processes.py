@@ -12,7 +12,16 @@ _SEVERAL_DEVICES = """
 import gc, json, os, sys
 import tensorflow as tf
 
-gc.disable()  # whoever frees the iterator of a distributed data set waits up to a minute for its thread to wake up
+from tensorflow.python.data.ops import iterator_ops, multi_device_iterator_ops
+# Whoever frees the iterator of a distributed data set waits up to a minute for its thread to wake up: at the end of
+# `fit`, where nothing else holds it, or whenever garbage is collected. So none is freed.
+gc.disable()
+kept = []
+for kind in (iterator_ops.OwnedIterator, multi_device_iterator_ops.OwnedMultiDeviceIterator):
+    def keep(self, *arguments, make=kind.__init__, **named):
+        kept.append(self)
+        make(self, *arguments, **named)
+    kind.__init__ = keep
 (processor,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * {devices})
 {program}

@@ -1,0 +1,32 @@
+"""Leaves out every link to the repository as long as the book has no repository: nobody follows a dead link.
+
+`make adopt REPO=owner/name` gives it one. Until then the owner is the placeholder, which nobody can be.
+"""
+
+from typing import Any
+
+from docutils import nodes
+
+PLACEHOLDER = "OWNER_NAME"
+
+
+def _without_buttons(app: Any, config: Any) -> None:
+    options = config.html_theme_options
+    if PLACEHOLDER in str(options.get("repository_url", "")):
+        for name in ("use_issues_button", "use_edit_page_button", "use_repository_button"):
+            options[name] = False
+        options["launch_buttons"] = {}
+
+
+def _without_links(app: Any, doctree: Any) -> None:
+    for link in list(doctree.findall(nodes.reference)):
+        if PLACEHOLDER in link.get("refuri", ""):
+            inside = [child for child in link.children if not isinstance(child, nodes.image)]
+            link.parent.replace(link, inside)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Registers the extension with Sphinx."""
+    app.connect("config-inited", _without_buttons, priority=900)
+    app.connect("doctree-read", _without_links)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
