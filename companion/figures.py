@@ -64,7 +64,7 @@ STYLE: dict[str, Any] = {
 another style that a reader has set before remains."""
 
 WORDS = COLOURS | {"heun": "#9C5C00", "quiet": "#6B6B6B"}
-"""The colours of words, dark enough to be read: 4.5 : 1 on white."""
+"""The colours of words, dark enough for a contrast of 4.5 to 1 on white."""
 
 _METADATA_KEY, _EXPLORER_KEY = "figure", "explorer"
 

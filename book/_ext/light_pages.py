@@ -1,5 +1,6 @@
 """Keeps pages light: of what the theme and MathJax bring, a page loads what it uses."""
 
+import logging
 import pathlib
 import re
 from typing import Any
@@ -38,6 +39,7 @@ def _keep_used_icons(app: Any, exception: Exception | None) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     """Registers the extension with Sphinx."""
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     app.connect("config-inited", _choose, priority=900)
     app.connect("build-finished", _keep_used_icons, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
