@@ -1,4 +1,9 @@
-"""Checks for the exercises of chapter 05, and the snippets that two of them ask about."""
+"""Checks for the exercises of chapter 05, and the snippets that two of them ask about.
+
+Readers see the source of the snippets, so these have no docstrings.
+"""
+
+# ruff: noqa: D103
 
 import functools
 from collections.abc import Callable, Sequence
@@ -13,32 +18,33 @@ from companion import legacy
 from companion.exercises.answers import entries, first_wrong, not_an_optimizer, number, truth
 
 
-def _snippet_a(due: bool) -> list[float]:
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        weight = tf.compat.v1.Variable(5.0)
-        condition = tf.compat.v1.placeholder(tf.bool, ())
-        session.run(weight.initializer)
-        move = tf.compat.v1.assign(weight, weight - 1.0)
-        step = tf.cond(condition, lambda: move, lambda: weight)
-        session.run(step, {condition: due})
-        return [session.run(weight)]
+def snippet_a(due: bool) -> list[float]:
+    weight = keras.Variable(5.0)
+
+    @tf.function
+    def step(due: tf.Tensor) -> tf.Tensor:
+        moved = weight.assign(weight - 1.0)
+        return ops.cond(due, lambda: moved, lambda: weight.value)
+
+    step(tf.constant(due))
+    return [float(weight.numpy())]
 
 
-def _snippet_b(due: bool) -> list[float]:
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        weight = tf.compat.v1.Variable(5.0)
-        condition = tf.compat.v1.placeholder(tf.bool, ())
-        session.run(weight.initializer)
+def snippet_b(due: bool) -> list[float]:
+    weight = keras.Variable(5.0)
 
+    @tf.function
+    def step(due: tf.Tensor) -> tf.Tensor:
         def move() -> tf.Tensor:
-            return tf.compat.v1.assign(weight, weight - 1.0)
+            return weight.assign(weight - 1.0)
 
-        step = tf.cond(condition, move, lambda: weight)
-        session.run(step, {condition: due})
-        return [session.run(weight)]
+        return ops.cond(due, move, lambda: weight.value)
+
+    step(tf.constant(due))
+    return [float(weight.numpy())]
 
 
-def _snippet_c(due: bool) -> list[float]:
+def snippet_c(due: bool) -> list[float]:
     weight = tf.Variable(5.0)
 
     @tf.function
@@ -53,27 +59,27 @@ def _snippet_c(due: bool) -> list[float]:
     return [weight.numpy()]
 
 
-def _snippet_d(due: bool) -> list[float]:
+def snippet_d(due: bool) -> list[float]:
     weight = keras.Variable(5.0)
     move = functools.partial(weight.assign, weight - 1.0)
     ops.cond(due, move, lambda: weight.value)
     return [float(weight.numpy())]
 
 
-def _snippet_e(due: bool) -> list[float]:
+def snippet_e(due: bool) -> list[float]:
     weight, velocity = keras.Variable(5.0), keras.Variable(2.0)
     velocity.assign(0.5 * velocity - 2.0)
     weight.assign(ops.where(due, weight + velocity, weight))
     return [float(weight.numpy()), float(velocity.numpy())]
 
 
-def _snippet_f(due: bool) -> list[float]:
+def snippet_f(due: bool) -> list[float]:
     weight = keras.Variable(5.0)
     weight.assign_sub(1.0 * ops.cast(due, "float32"))
     return [float(weight.numpy())]
 
 
-SNIPPETS = (_snippet_a, _snippet_b, _snippet_c, _snippet_d, _snippet_e, _snippet_f)
+SNIPPETS = (snippet_a, snippet_b, snippet_c, snippet_d, snippet_e, snippet_f)
 _SNIPPET_HINTS = (
     "`cond` gets two lambdas, but what do they return? Find the line that makes the assignment.",
     "when `cond` builds its true branch it calls `move`. Where does the assignment stand then?",

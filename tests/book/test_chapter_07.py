@@ -371,6 +371,71 @@ def test_stretching_repairs_stairs(stairs: bool) -> None:
     np.testing.assert_allclose(steps, [1, 0.5, 0.25, 0.125], rtol=1e-5)
 
 
+class ByUpdates(keras.optimizers.schedules.LearningRateSchedule):
+    def __init__(self, schedule: Any, parts: int) -> None:
+        self.schedule, self.parts = schedule, parts
+
+    def __call__(self, step: Any) -> Any:
+        return self.schedule(step // self.parts)
+
+
+def halved(steps: int, stairs: bool) -> Any:
+    return keras.optimizers.schedules.ExponentialDecay(0.1, 4 * steps, 0.5, staircase=stairs)
+
+
+def cosine(steps: int) -> Any:
+    return keras.optimizers.schedules.CosineDecay(0.1, 12 * steps)
+
+
+def warmed_up(steps: int) -> Any:
+    return keras.optimizers.schedules.CosineDecay(0.0, 8 * steps, warmup_target=0.1, warmup_steps=4 * steps)
+
+
+SCHEDULES = {
+    "staircase": (lambda n: halved(n, True), lambda t: 0.1 * 0.5 ** (t // 4)),
+    "exponential": (lambda n: halved(n, False), lambda t: 0.1 * 0.5 ** (t / 4)),
+    "cosine": (cosine, lambda t: 0.05 * (1 + np.cos(np.pi * min(t / 12, 1)))),
+    "warm-up and cosine": (
+        warmed_up,
+        lambda t: 0.1 * t / 4 if t < 4 else 0.05 * (1 + np.cos(np.pi * min((t - 4) / 8, 1))),
+    ),
+}
+
+
+@pytest.mark.claim(
+    "A schedule of `step // N` gives every update of Keras's accumulation the rate that was meant for it.", chapter="07"
+)
+@pytest.mark.parametrize(
+    "of", ["ByUpdates", wrong("untouched", why="it counts parts"), wrong("stretched", why="read at the last part")]
+)
+@pytest.mark.parametrize("name", ["exponential", "cosine", "warm-up and cosine"])
+def test_a_schedule_by_updates(name: str, of: str) -> None:
+    make, meant = SCHEDULES[name]
+    schedule = {"ByUpdates": ByUpdates(make(1), 3), "untouched": make(1), "stretched": make(3)}[of]
+    weight, optimizer, used = keras.Variable([0.0]), keras_accumulation(sgd(schedule), 3), []
+    for _ in range(12):
+        before = float(weight.numpy()[0])
+        for _ in range(3):
+            optimizer.apply([np.array([1.0], "float32")], [weight])
+        used.append(before - float(weight.numpy()[0]))
+    np.testing.assert_allclose(used, [meant(t) for t in range(12)], atol=1e-6)
+
+
+def test_the_table_of_schedules_has_closed_forms() -> None:
+    """Untouched, an update is read at its last part; stretched, at a third of that; by updates, at its own number."""
+    texts = [
+        out.data["text/plain"] for cell in notebook(CHAPTER).cells for out in cell.get("outputs", []) if "data" in out
+    ]
+    (table,) = [text for text in texts if text.startswith("schedule ")]
+    assert len(table.splitlines()) == 1 + 5
+    for row in table.splitlines()[1:]:
+        name = next(each for each in SCHEDULES if row.startswith(each))
+        update, *rates = row.removeprefix(name).split()
+        last = 3 * int(update) - 1
+        meant = [SCHEDULES[name][1](t) for t in (int(update) - 1, last, last / 3, int(update) - 1, int(update) - 1)]
+        assert rates == [f"{rate:.3f}" for rate in meant]
+
+
 @pytest.mark.claim(
     "In `GradientAccumulation` and through `inject`, schedules, moving averages and constraints follow updates.",
     chapter="07",

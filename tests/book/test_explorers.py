@@ -325,13 +325,11 @@ def test_drift_repeats_the_tables_of_chapter_15(visit: Any, address: str) -> Non
 
 
 def possible(variant: str) -> dict[str, int]:
-    """By the chapter's own search through the graph, from the memory that the explorer begins with."""
-    names: dict[str, Any] = {"np": np, "keras": keras, "N": 3, "h": 3.0}
-    sources = [cell.source for cell in notebook("05").cells if cell.cell_type == "code"]
-    imports = next(source for source in sources if source.startswith("import functools"))
-    walk = next(source for source in sources if "def ancestors" in source)
-    search = next(source for source in sources if "def possible" in source)
-    for source in (imports, walk.split("\nprint(")[0], search):
+    """By the appendix's own search through the graph, from the memory that the explorer begins with."""
+    names: dict[str, Any] = {}
+    setup, *others = (cell.source for cell in notebook("a2").cells if cell.cell_type == "code")
+    search = next(source for source in others if "def possible" in source)
+    for source in (setup, search.split("\nVARIANTS = ")[0]):
         exec(source, names)
     results = names["possible"](variant, 0.0, 111.0, 3, 1000.0)
     return {",".join(f"{value:.0f}".replace("-0", "0") for value in memory): n for memory, n in results.items()}
