@@ -10,11 +10,12 @@ across replicas, where TensorFlow allows a branch that holds what replicas do to
 for itself, and replicas talk once for an update.
 """
 
+import contextlib
 import functools
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -193,6 +194,7 @@ class GradientAccumulation(WrappingOptimizer):
         self.on_nonfinite, self.remainder = on_nonfinite, remainder
         self.skipped = self.add_variable((), dtype="int64", aggregation="only_first_replica", name="skipped")
         self._strategy = tf.distribute.get_strategy()
+        self._given_weight: Any = None
         self._subsets: frozenset[tuple[int, ...]] = frozenset()  # of variables that came together so far
 
     @property
@@ -236,6 +238,15 @@ class GradientAccumulation(WrappingOptimizer):
 
     # A call of the training step.
 
+    @contextlib.contextmanager
+    def weighed(self, weight: Any) -> Iterator[None]:
+        """During this context, ``apply`` takes ``weight`` if it is given none: for a step that wraps this optimizer."""
+        self._given_weight = weight
+        try:
+            yield
+        finally:
+            self._given_weight = None
+
     def apply(self, grads: Iterable[Any], trainable_variables: Any = None, weight: Any = None) -> None:
         r"""Adds the gradients of a micro-batch to the window, and updates the variables if that fills it.
 
@@ -251,6 +262,7 @@ class GradientAccumulation(WrappingOptimizer):
         if tf.distribute.in_cross_replica_context():
             raise ValueError("apply() must be called in a replica context: in the function given to strategy.run().")
         if self.normalize == "weight":
+            weight = self._given_weight if weight is None else weight
             if weight is None:
                 raise ValueError(
                     '`normalize="weight"` needs the denominator of each loss, which the training step supplies. Call '
