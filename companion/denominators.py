@@ -46,6 +46,15 @@ def is_built(model: keras.Model) -> bool:
     return all(layer.built for layer in getattr(model, _LAYERS)(include_self=False))
 
 
+def layers_of(model: keras.Model) -> list[Any]:
+    """All layers of a model, those inside others, too.
+
+    Args:
+        model: a model.
+    """
+    return list(getattr(model, _LAYERS)())
+
+
 def loss_shares(compiled: Any, micro_batches: int, is_whole: bool) -> list["LossShare"]:
     """A stand-in for each loss.
 
@@ -225,7 +234,7 @@ def activity_as_mean(model: keras.Model, share: Any) -> Iterator[None]:
         share: examples of the part over examples of the whole batch.
     """
     is_sum = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 14)
-    layers = [layer for layer in getattr(model, _LAYERS)() if is_sum and layer.activity_regularizer is not None]
+    layers = [layer for layer in layers_of(model) if is_sum and layer.activity_regularizer is not None]
     regularizers = [layer.activity_regularizer for layer in layers]
     for layer, regularizer in zip(layers, regularizers, strict=True):
         layer.activity_regularizer = lambda output, of=regularizer: tf.math.divide_no_nan(

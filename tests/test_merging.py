@@ -101,7 +101,8 @@ def test_large_numbers_and_none_at_all(name: str, devices: int, dtype: str) -> N
     if name == "sum" and dtype == "float16" and devices > 1:
         expected[1] = np.inf
     with np.errstate(over="ignore", invalid="ignore"):
-        np.testing.assert_allclose(merged(name, rows.astype(dtype), np.ones(devices, "float32")), expected, rtol=1e-3)
+        found = merged(name, rows.astype(dtype), np.ones(devices, "float32"))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)  # of numbers of 60,000
 
 
 @pytest.mark.parametrize("devices", [2, 3, 4])
