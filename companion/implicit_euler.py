@@ -64,7 +64,7 @@ class ImplicitEuler(InjectedOptimizer):
         Rockafellar, 1976, "Monotone operators and the proximal point algorithm". Knoll and Keyes, 2004,
         "Jacobian-free Newton–Krylov methods".
 
-    Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
+    Taught in appendix a3, :doc:`/notebooks/a3_implicit_and_multistep_methods`.
     """
 
     def __init__(

@@ -275,7 +275,7 @@ class AdamsBashforth2(_OneGradientBack):
     References:
         Bashforth and Adams, 1883, *An attempt to test the theories of capillary action*.
 
-    Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
+    Taught in appendix a3, :doc:`/notebooks/a3_implicit_and_multistep_methods`.
     """
 
     _weight = 0.5

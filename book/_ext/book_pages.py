@@ -125,7 +125,7 @@ def api_table() -> str:
         member = getattr(companion, name)
         text = inspect.getdoc(member) or ""
         summary = re.split(r"(?<=[.!?])\s", " ".join(text.split("\n\n")[0].split()))[0]
-        chapters = sorted(set(re.findall(r":doc:`/notebooks/((\d\d)_\w+)`", text)))
+        chapters = sorted(set(re.findall(r":doc:`/notebooks/((\d\d|a\d)_\w+)`", text)))
         links = ", ".join(f":doc:`{number} </notebooks/{stem}>`" for stem, number in chapters) or "–"
         role = "mod" if inspect.ismodule(member) else "obj"
         rows.append(f"   * - :py:{role}:`companion.{name}`\n     - {summary}\n     - {links}")

@@ -28,7 +28,7 @@ def _rate(answer: Any) -> str | None:
     if worst >= _BEST_OF_EULER:
         which = "flattest" if factors.argmax() < len(factors) // 2 else "steepest"
         return (
-            f"one step of Runge–Kutta 4 leaves {worst:.6f} of the {which} direction, and gradient descent, at its best "
+            f"one step of RK4 leaves {worst:.6f} of the {which} direction, and gradient descent, at its best "
             f"rate, {_BEST_OF_EULER:.6f}. A {'longer' if which == 'flattest' else 'shorter'} step shrinks it more."
         )
     return None  # per gradient it is worse at every stable rate

@@ -312,7 +312,7 @@ def _split(seed: int) -> tuple[Network, tuple[np.ndarray, np.ndarray]]:
     return Network(32, "entropy", images[training], labels[training]), (images[test], labels[test])
 
 
-EDGE = {"hidden": 32, "images": 200, "h": 0.4, "steps": 6000, "every": 50}
+EDGE = {"hidden": 32, "images": 200, "h": 0.4, "steps": 10000, "every": 50}
 
 
 def edge(h: float | None = None, steps: int | None = None, methods: Any = ("euler", "heun", "kutta3", "rk4")) -> Any:

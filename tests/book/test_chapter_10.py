@@ -139,9 +139,29 @@ def test_errors_in_keras_lie_on_the_lines(name: str) -> None:
     np.testing.assert_allclose(found, numpys[: len(h)], rtol=1e-5)
 
 
+def test_factors_of_the_family() -> None:
+    (axes,) = figure_data(CHAPTER)[1]
+    for name in FACTORS:
+        x, y = line(axes, name)
+        np.testing.assert_allclose(y, Polynomial(FACTORS[name][0])(-x), rtol=1e-4, atol=1e-5)
+    x, y = line(axes, "flow")
+    np.testing.assert_allclose(y, np.exp(-x), rtol=1e-4)
+
+
+def test_a_rotation() -> None:
+    """The two weights that circle, by the rules written out."""
+    (axes,) = figure_data(CHAPTER)[2]
+    for name in ("Euler", "RK4"):
+        points = [np.array([1.0, 0.0])]
+        a, b = line(axes, name)
+        for _ in range(len(a) - 1):
+            points.append(STEPS[name](lambda theta: np.array([theta[1], -theta[0]]), points[-1], 0.5))
+        np.testing.assert_allclose(np.stack([a, b], 1), points, atol=1e-5)
+
+
 def test_regions_of_stability() -> None:
     """Every point of a drawn boundary is one, and the far end on the real axis is the limit."""
-    above, below = figure_data(CHAPTER)[1]
+    above, below = figure_data(CHAPTER)[3]
     for axes, is_divided in ((above, False), (below, True)):
         drawn = [contour for contour in axes["contours"] if contour["level"] == 1]
         drawn = [contour for contour in drawn if contour["points"]]
@@ -158,7 +178,7 @@ def test_regions_of_stability() -> None:
 
 
 def test_factors_on_the_real_axis() -> None:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[4]
     expected = {
         "flow": lambda x: np.exp(-x),
         "five Euler steps": lambda x: (1 - x / 5) ** 5,
@@ -172,7 +192,7 @@ def test_factors_on_the_real_axis() -> None:
 
 
 def test_stability_for_one_gradient() -> None:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[5]
     taylor = {name: limit(Polynomial(coefficients), 5) / cost for name, (coefficients, cost) in FACTORS.items()}
     extragradient = limit(Polynomial([1, 1, 1]), 5) / 2
     order = ["RK45", "RK4", "Kutta 3", "Heun", "Euler"]
@@ -182,7 +202,7 @@ def test_stability_for_one_gradient() -> None:
 
 def test_adaptive_steps_ride_along_the_limit() -> None:
     """The whole run in NumPy, with SciPy's coefficients and the control written out."""
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[6]
     number, found = line(axes, "h tried")
     network = Digits(drawn="float64")
     theta, h, tried, rejected, curvatures = network.start, 0.01, [], [], {}
@@ -434,7 +454,7 @@ def test_momentum_is_level_with_chebyshev(logistic: Logistic, momentum: float) -
     assert found == pytest.approx(stages, rel=0.1)
 
 
-@pytest.mark.claim("On a convex loss the implicit Euler method is stable for every learning rate.", chapter="10")
+@pytest.mark.claim("On a convex loss the implicit Euler method is stable for every learning rate.", chapter="a3")
 @pytest.mark.parametrize("h", [1.0, 30.0, 1000.0])
 @pytest.mark.parametrize(
     "optimizer", [companion.ImplicitEuler, wrong(companion.RungeKuttaChebyshev, why="its limit is 48.5 / λ")]
@@ -454,7 +474,7 @@ def test_implicit_euler_is_stable(logistic: Logistic, optimizer: Any, h: float) 
 
 
 @pytest.mark.claim(
-    "Adams–Bashforth has order two for one gradient a step, and half of Euler's stability.", chapter="10"
+    "Adams–Bashforth has order two for one gradient a step, and half of Euler's stability.", chapter="a3"
 )
 @pytest.mark.parametrize(
     ("optimizer", "order", "reach"),
@@ -532,7 +552,7 @@ def test_a_rejected_step_moves_nothing(float64: None, first: float) -> None:
 @pytest.mark.claim(
     "With minibatches the last answer of a step is not the first answer of the next, although the weights are the "
     "same.",
-    chapter="10",
+    chapter="a3",
 )
 @pytest.mark.parametrize("following", [1, wrong(0, why="the same batch again: there it would be")])
 def test_the_last_answer_is_not_the_first_of_the_next(logistic: Logistic, following: int) -> None:
@@ -555,7 +575,7 @@ def test_the_last_answer_is_not_the_first_of_the_next(logistic: Logistic, follow
     assert np.linalg.norm(last - first) > 0.5 * np.linalg.norm(last)
 
 
-@pytest.mark.claim("With a fixed step it does not even ask, since nothing depends on the answer.", chapter="10")
+@pytest.mark.claim("With a fixed step it does not even ask, since nothing depends on the answer.", chapter="a3")
 @pytest.mark.parametrize(
     ("rtol", "questions"), [(None, 3), (1e-3, 4), wrong(None, 4, why="as the table has rows"), wrong(1e-3, 3, why="")]
 )
