@@ -217,6 +217,10 @@ def _rounded(values: Any) -> list[Any]:
     return six_digits(np.ma.filled(np.ma.asarray(values, dtype=float), np.nan).tolist())
 
 
+def _rounded_if_a_place(found: re.Match[str]) -> str:
+    return found[0] if found[0].startswith(">") else f"{float(found[0]):.2f}".rstrip("0").rstrip(".")
+
+
 def show(
     figure: "Figure", explorer: str | None = None, start: dict[str, Any] | None = None, instead: bool = True
 ) -> None:
@@ -239,8 +243,8 @@ def show(
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     plt.close(figure)
     drawing = buffer.getvalue().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-    # A hundredth of a point is finer than a screen.
-    drawing = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), drawing)
+    # A hundredth of a point is finer than a screen. What stands between two tags are words.
+    drawing = re.sub(r">[^<]+|-?\d+\.\d{3,}", _rounded_if_a_place, drawing)
     bundle = {"image/svg+xml": drawing, "text/plain": "<Figure>"}
     offer = {_EXPLORER_KEY: {"name": explorer, "start": start or {}, "instead": instead}} if explorer else {}
     display.display(bundle, raw=True, metadata={_METADATA_KEY: data(figure), **offer})
