@@ -91,8 +91,9 @@ def median(gradients: list[Any], weights: Any) -> list[Any]:
 
     def middle(rows: Any) -> Any:
         devices = tf.shape(rows)[0]
-        spoken = tf.reduce_sum(tf.cast(~tf.math.is_nan(rows), "int32"), 0)
-        ordered = tf.sort(tf.where(tf.math.is_nan(rows), float("inf"), rows), 0)
+        speaks = ~tf.math.is_nan(rows)
+        spoken = tf.reduce_sum(tf.cast(speaks, "int32"), 0)
+        ordered = tf.sort(tf.where(speaks, rows, float("inf")), 0)  # a number that comes first would be a float32
         low, high = ordered[(devices - 1) // 2], ordered[devices // 2]
         mean = tf.where(low == high, low, low / 2 + high / 2)  # halves first: a sum may pass the largest number
         return tf.where(devices // 2 < spoken, mean, float("nan"))
@@ -119,8 +120,8 @@ def sign(gradients: list[Any], weights: Any) -> list[Any]:
     """
 
     def vote(rows: Any) -> Any:
-        silent = tf.math.is_nan(rows)
-        votes = tf.reduce_sum(tf.where(silent, tf.zeros_like(rows), tf.sign(rows)), 0)
-        return tf.where(tf.reduce_all(silent, 0), float("nan"), tf.sign(votes))
+        speaks = ~tf.math.is_nan(rows)
+        votes = tf.reduce_sum(tf.where(speaks, tf.sign(rows), tf.zeros_like(rows)), 0)
+        return tf.where(tf.reduce_any(speaks, 0), tf.sign(votes), float("nan"))
 
     return _each(gradients, vote)

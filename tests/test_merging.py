@@ -86,8 +86,10 @@ def test_one_faulty_device_of_five_moves_nothing_out_of_range(name: str, faulty:
 
 @rule_by_name
 def test_dtype_stays(name: str) -> None:
+    compiled = tf.function(lambda rows, weights: getattr(merging, name)([rows], weights))
     for dtype in ("float16", "float32", "float64"):
         assert merged(name, np.ones((3, 2), dtype), np.ones(3, "float32")).dtype == dtype
+        assert compiled(tf.ones((3, 2), dtype), tf.ones(3))[0].dtype == dtype
 
 
 @rule_by_name
