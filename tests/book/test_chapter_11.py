@@ -132,8 +132,8 @@ def bessel(curvature: float, times: Any) -> np.ndarray:
     return np.where(z == 0, 1, 2 * scipy.special.j1(z) / np.where(z == 0, 1, z))
 
 
-def nesterov_1983(curvature: Any, h: float, steps: int) -> np.ndarray:
-    """The points x of the method as the paper writes it."""
+def su_boyd_candes(curvature: Any, h: float, steps: int) -> np.ndarray:
+    """The points x of Nesterov's method, in the form of Su, Boyd and Candès."""
     x = y = np.ones_like(curvature)
     path = [x]
     for k in range(1, steps + 1):
@@ -150,7 +150,7 @@ def test_nesterov_and_its_equation(panel: int, curvature: float) -> None:
     np.testing.assert_allclose(found, bessel(curvature, time), atol=1e-5)
     for h, every in ((1.0, 2), (0.0625, 8)):
         time, found = line(axes, f"h = {h:g}")
-        expected = nesterov_1983(np.array(curvature), h, round(60 / np.sqrt(h)))[::every]
+        expected = su_boyd_candes(np.array(curvature), h, round(60 / np.sqrt(h)))[::every]
         np.testing.assert_allclose(found, expected, atol=1e-4)
         np.testing.assert_allclose(time, np.sqrt(h) * every * np.arange(len(expected)), atol=1e-6)
 
@@ -355,7 +355,7 @@ def test_fading_friction_is_first_order(constant: int) -> None:
         y, v = walk(optimizer, lambda theta: curvature * theta, np.ones(2), steps)
         k = np.arange(steps + 1)[:, None]
         x = y - (k - 1) / (k + 2) * v
-        np.testing.assert_allclose(x, nesterov_1983(curvature, tick**2, steps), atol=1e-6)
+        np.testing.assert_allclose(x, su_boyd_candes(curvature, tick**2, steps), atol=1e-6)
         z = np.maximum(np.sqrt(curvature) * tick * k, 1e-9)
         exact = scipy.special.gamma(order + 1) * (2 / z) ** order * scipy.special.jv(order, z)
         sups.append(np.linalg.norm(x - exact, axis=1).max())
