@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import pathlib
+import re
 from typing import Any
 
 import keras
@@ -27,8 +28,8 @@ def record(name: str) -> dict[str, Any]:
 
 
 def names_of(beginning: str) -> dict[str, Any]:
-    """What the cell of that first line defines."""
-    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith(beginning))
+    """What the cell of that title defines."""
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith(f"# @title {beginning}"))
     names: dict[str, Any] = {"np": np, "print": lambda *_: None}
     exec(cell.source, names)
     return names
@@ -89,10 +90,11 @@ def test_loss_where_workers_have_digits_of_their_own(every: int) -> None:
     np.testing.assert_allclose(line(lower, f"own k={every}")[1], local_sgd(every, own_digits=True), rtol=1e-4)
 
 
-def printed(beginning: str) -> list[list[str]]:
-    """The words of the lines that a cell with these words in it has printed."""
-    (cell,) = (cell for cell in notebook(CHAPTER).cells if beginning in cell.source and cell.get("outputs"))
-    return [text.split() for text in cell.outputs[0].text.splitlines()]
+def table(title: str) -> list[list[str]]:
+    """The rows of the table that the cell of that title shows."""
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith(f"# @title {title}"))
+    (text,) = (output.data["text/plain"] for output in cell.outputs if "data" in output)
+    return [re.split(r"  +", row.strip()) for row in text.splitlines()[1:]]
 
 
 def momentum(rate: float) -> float:
@@ -108,7 +110,7 @@ def momentum(rate: float) -> float:
 
 
 def test_table_of_remedies() -> None:
-    rows = {" ".join(row[:-2]): (int(row[-2]), float(row[-1])) for row in printed("after 100 steps         exch")[1:]}
+    rows = {run: (int(exchanges), float(loss)) for run, exchanges, loss in table("The loss after 100 steps, with")}
     expected = {
         "own digits, k = 20": (5, local_sgd(20, own_digits=True)),
         "own digits, warmup, 20": (24, local_sgd(20, own_digits=True, warmup=20)),
@@ -231,7 +233,7 @@ def test_outer_optimizer_rests_there_too(k: int) -> None:
 
 
 def test_time_line_is_the_record() -> None:
-    names = names_of("# seconds; each launch")
+    names = names_of("Recorded: the times of a killed run")
     recorded = record("killed_run")["launches"]
     (axes,) = figure_data(CHAPTER)[2]
     for number, (launch, (started, ended, *workers)) in enumerate(zip(recorded, names["launches"], strict=True)):
@@ -287,7 +289,7 @@ def measured() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_times_are_the_record_and_the_fit_is_the_fit() -> None:
-    names = names_of("sizes = [")
+    names = names_of("Recorded: exchange times")
     recorded = record("exchange_times")
     assert names["sizes"] == recorded["sizes"]
     assert {str(workers): times for workers, times in names["milliseconds"].items()} == recorded["milliseconds"]
@@ -300,7 +302,7 @@ def test_times_are_the_record_and_the_fit_is_the_fit() -> None:
     latency, per_byte = np.exp(least_squares(off, np.log([5, 1e-5]), xtol=1e-14, ftol=1e-14).x)
     assert names["latency"] == pytest.approx(latency, rel=1e-4)
     assert names["per_byte"] == pytest.approx(per_byte, rel=1e-4)
-    upper, lower = figure_data(CHAPTER)[3]
+    upper, lower = figure_data(CHAPTER)[4]
     for count in (2, 3):
         x, y = line(upper, f"{count} workers")
         np.testing.assert_allclose(y, time[workers == count], rtol=1e-4)
@@ -320,7 +322,7 @@ def test_times_are_the_record_and_the_fit_is_the_fit() -> None:
 
 def test_record_of_times_says_what_the_text_makes_of_it() -> None:
     """Two constants describe it; up to ten thousand weights the latency is almost the whole price."""
-    names = names_of("sizes = [")
+    names = names_of("Recorded: exchange times")
     two, three = names["off"]
     assert np.abs(names["off"]).max() < 1 / 6
     assert (three < 0).all()
@@ -328,6 +330,28 @@ def test_record_of_times_says_what_the_text_makes_of_it() -> None:
     for times in names["milliseconds"].values():
         assert times[names["sizes"].index(10_000)] < 1.6 * times[0]
         assert times[-1] > 3 * times[0]
+
+
+def test_picture_of_the_ring() -> None:
+    """Two turns add up and two spread; in each, three pieces arrive, and what a worker ends with is complete."""
+    moments = []
+    for axes in figure_data(CHAPTER)[3]:
+        counts = np.zeros((3, 3), int)
+        for shares, points in enumerate(axes["points"], 1):
+            for piece, worker in points:
+                counts[int(worker), int(piece)] = shares
+        moments.append(counts)
+        arrived = {(round(np.mean(e["y"][:4])), round(np.mean(e["x"][:4]))) for e in axes.get("lines", [])}
+        if len(moments) > 1:
+            before, now = moments[-2:]
+            assert arrived == {tuple(place) for place in np.argwhere(now != before)}
+            assert sorted(worker for worker, _ in arrived) == [0, 1, 2]
+            for worker, piece in arrived:
+                sent = before[(worker - 1) % 3, piece]
+                assert now[worker, piece] == sent + (len(moments) <= 3) * before[worker, piece]
+    np.testing.assert_array_equal(moments[0], 1)
+    assert (np.sort(moments[2], axis=None)[-3:] == 3).all()
+    np.testing.assert_array_equal(moments[4], 3)
 
 
 @pytest.mark.claim("However many the workers, each sends less than 2n bytes.", chapter="15")
@@ -366,7 +390,7 @@ def test_exchanges_and_bytes(k: int) -> None:
     model.fit(np.ones((100, 3)), np.ones((100, 4)), batch_size=1, verbose=0, callbacks=[local])
     assert local.exchanges * k == 100
     assert local.bytes * k == 100 * 16 * 4
-    rows = {int(row[0]): row for row in printed("  k   exchanges")[1:4]}
+    rows = {int(row[0]): row for row in table("What the workers sent")}
     assert rows[k][1:3] == [str(100 // k), f"{100 // k * 2410 * 4:,}"]
 
 
@@ -563,9 +587,9 @@ def test_there_is_always_an_epoch_to_go_back_to(workers: int, rule: str) -> None
 
 def test_place_is_what_the_launcher_says(monkeypatch: Any) -> None:
     names: dict[str, Any] = {}
-    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith("%%writefile place.py"))
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith("# @title A worker's place"))
     monkeypatch.delenv("SLURM_PROCID", raising=False)
-    exec(cell.source.partition("\n")[2], names)
+    exec(cell.source, names)
     for rank in range(4):
         monkeypatch.setenv("TF_CONFIG", names["place"](["north", "south"], on_each=2, rank=rank))
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
@@ -576,7 +600,7 @@ def test_place_is_what_the_launcher_says(monkeypatch: Any) -> None:
 
 
 def test_place_reads_slurm(monkeypatch: Any) -> None:
-    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith("%%writefile place.py"))
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith("# @title A worker's place"))
     variables = {"JOB_NODELIST": "n[1-2]", "NTASKS_PER_NODE": "4", "PROCID": "5", "LOCALID": "1"}
     for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
@@ -584,7 +608,7 @@ def test_place_reads_slurm(monkeypatch: Any) -> None:
         monkeypatch.setenv(name, "")
     monkeypatch.setattr("subprocess.check_output", lambda command, text: "n1\nn2\n" if "n[1-2]" in command else "")
     names: dict[str, Any] = {}
-    exec(cell.source.partition("\n")[2], names)
+    exec(cell.source, names)
     place = json.loads(names["os"].environ["TF_CONFIG"])
     assert place["task"] == {"type": "worker", "index": 5}
     assert place["cluster"]["worker"][5].startswith("n2:")
