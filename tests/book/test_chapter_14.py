@@ -334,7 +334,7 @@ def clipped(devices: int) -> float:
 
 def sent() -> dict[str, list[list[int]]]:
     """What is sent between two devices, as a training step is traced: with a rule, and without."""
-    from companion import oracle
+    from companion import oracle, replicas
 
     found: dict[str, list[list[int]]] = {"a rule": [], "the default": []}
     send = oracle.all_reduce
@@ -344,10 +344,10 @@ def sent() -> dict[str, list[list[int]]]:
             found[name] += [list(tensor.shape) for tensor in tensors]
             return send(tensors)
 
-        oracle.all_reduce = watched
+        oracle.all_reduce = replicas.all_reduce = watched
         model = compiled(2, zeros(7), UNIT, squared_error(), merge)
         model.fit(np.ones((10, 7)), np.ones((10, 1)), batch_size=10, verbose=0)
-        oracle.all_reduce = send
+        oracle.all_reduce = replicas.all_reduce = send
     return found
 
 
