@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -36,14 +37,15 @@ def compiled_loss(model: keras.Model) -> Any:
     return getattr(model, _COMPILED_LOSS)
 
 
-def loss_shares(compiled: Any, is_whole: bool) -> list["LossShare"]:
+def loss_shares(compiled: Any, micro_batches: int, is_whole: bool) -> list["LossShare"]:
     """A stand-in for each loss.
 
     Args:
         compiled: what :func:`compiled_loss` returned, once it has been called.
+        micro_batches: in how many parts the batch is, on each replica.
         is_whole: whether there is one part only, so that a loss that cannot be split may stay as it is.
     """
-    return [LossShare(entry.loss, entry.name, is_whole) for entry in getattr(compiled, _LOSSES, [])]
+    return [LossShare(entry.loss, entry.name, micro_batches, is_whole) for entry in getattr(compiled, _LOSSES, [])]
 
 
 @contextlib.contextmanager
@@ -71,18 +73,21 @@ class LossShare(keras.losses.Loss):
     Args:
         loss: the loss.
         output: its name in the model.
+        micro_batches: in how many parts the batch is, on each replica.
         is_whole: whether there is one part only, so that a loss that cannot be split may stay as it is.
 
     Attributes:
         denominator: the divisor, once it is measured; ``None`` takes the loss as it is.
+        rows: how many examples the targets hold, once they are measured.
         counts_examples: whether the divisor is the number of examples, or a fixed multiple of it.
         value: what the last call returned.
     """
 
-    def __init__(self, loss: Any, output: str, is_whole: bool) -> None:
+    def __init__(self, loss: Any, output: str, micro_batches: int, is_whole: bool) -> None:
         super().__init__(name=loss.name, reduction="sum", dtype=loss.dtype)
-        self.loss, self.output, self.is_whole = loss, output, is_whole
+        self.loss, self.output, self.micro_batches, self.is_whole = loss, output, micro_batches, is_whole
         self.denominator: Any = None
+        self.rows: Any = None
         self.counts_examples = False
         self.value: Any = None
 
@@ -109,42 +114,80 @@ class LossShare(keras.losses.Loss):
         values = self.loss.call(targets, ops.convert_to_tensor(outputs, self.dtype))
         dtype = "float64" if self.dtype == "float64" else "float32"
         masks = [getattr(outputs, _MASK, None), getattr(values, _MASK, None)]
-        if (
-            getattr(self.loss, "ignore_class", None) is not None
-        ):  # the same mask, but not reshaped by the outputs' shape
-            masks[1] = ops.not_equal(targets, self.loss.ignore_class)
+        ignored = getattr(self.loss, "ignore_class", None)
+        if ignored is not None:  # the same mask, but not reshaped by the outputs' shape
+            masks[1] = ops.not_equal(targets, ignored)
         masks = [ops.cast(mask, dtype) for mask in masks if mask is not None]
         if not self._has_one_for_each(targets, values):
             if not self.is_whole:
                 raise ValueError(self._error())
-        elif self.loss.reduction == "sum":
-            self.denominator = tf.ones((), dtype)
-        elif self.loss.reduction == "mean_with_sample_weight" and (masks or sample_weight is not None):
+            return tf.zeros((), dtype)
+        if self.micro_batches > 1 and mixes_examples(self.loss, targets, outputs):
+            raise ValueError(
+                f"The loss {self.output!r} mixes the examples of a batch: alone, an example has another loss than "
+                "beside others. The loss of a batch in parts is another loss, so leave `micro_batches` at 1. "
+                "companion.GradientAccumulation, which takes small batches one after the other, would not give the "
+                f"large batch's loss, either. Received: loss={self.loss!r}"
+            )
+        size = math.prod(_shape(values, targets))
+        self.rows = ops.cast(_shape(values, targets)[0], dtype)
+        if self.loss.reduction == "mean_with_sample_weight" and (masks or sample_weight is not None):
             weights = [] if sample_weight is None else [ops.cast(sample_weight, dtype)]
             self.denominator = ops.sum(_product([*masks, *weights]))
-        else:
-            size = ops.cast(math.prod(_shape(values, targets)), dtype)
-            self.denominator = size * ops.mean(_product(masks)) if masks else size
+        elif self.loss.reduction != "sum":  # the parts of a sum are sums
+            self.denominator = ops.cast(size, dtype) * (ops.mean(_product(masks)) if masks else 1)
             self.counts_examples = not masks and None not in values.shape[1:]
         return tf.zeros((), dtype)
 
     def _has_one_for_each(self, targets: Any, values: Any) -> bool:
-        is_reduced = type(self.loss).__call__ is keras.losses.Loss.__call__ and self.loss.reduction not in (
-            None,
-            "none",
-        )
-        mixes_examples = getattr(self.loss, "fn", None) is keras.losses.circle
-        return (
-            is_reduced and not mixes_examples and len(values.shape) > 0 and values.shape[0] in (None, targets.shape[0])
-        )
+        reduces = type(self.loss).__call__ is keras.losses.Loss.__call__ and self.loss.reduction not in (None, "none")
+        is_circle = getattr(self.loss, "fn", None) is keras.losses.circle
+        return reduces and not is_circle and len(values.shape) > 0 and values.shape[0] in (None, targets.shape[0])
 
     def _error(self) -> str:
         return (
             f"The loss {self.output!r} does not say what it divides by, so its parts cannot be merged exactly. Let it "
             "return one value for each example and give it a `reduction`, or pass `weight_fn`: a function of (x, y, "
-            f"sample_weight) that returns what it divides by on a part. Received: loss={self.loss!r} with "
-            f"reduction={self.loss.reduction!r}"
+            'sample_weight) that returns what it divides by on a part, or "sum" for a sum. Received: '
+            f"loss={self.loss!r} with reduction={self.loss.reduction!r}"
         )
+
+
+def mixes_examples(loss: Any, targets: Any, outputs: Any) -> bool:
+    """Whether a loss of one's own says something else of examples alone than of the same ones together.
+
+    It is asked of three made-up rows. Where it fails on them, or says something else when it is asked again (it draws
+    noise, or has a state), this cannot be told, and the answer is no. Keras's own losses are not asked.
+
+    Args:
+        loss: the loss.
+        targets: a tensor like those that it takes; of its shape, the number of rows does not count.
+        outputs: likewise.
+    """
+    if getattr(loss, "fn", type(loss)).__module__.startswith("keras."):
+        return False
+    generator = np.random.default_rng(0)
+
+    def rows(tensor: Any, is_binary: bool) -> Any:
+        shape = [3, *(3 if length is None else length for length in tensor.shape[1:])]
+        numbers = generator.integers(0, 2, shape) if is_binary else generator.uniform(0.1, 0.9, shape)
+        if is_binary and math.prod(shape[1:]) == 1:  # of both classes
+            numbers[0], numbers[1] = 0, 1
+        return tf.cast(tf.constant(numbers), tensor.dtype)
+
+    for is_binary in (True, False):  # labels; then targets that are numbers
+        try:
+            with tf.init_scope(), keras.StatelessScope():
+                y, p = rows(targets, is_binary), rows(outputs, False)
+                together, again = (np.asarray(loss.call(y, p), "float64") for _ in range(2))
+                alone = np.concatenate([loss.call(y[row : row + 1], p[row : row + 1]) for row in range(3)])
+        except Exception:  # whatever a loss that takes no made-up rows may raise
+            continue
+        if together.shape != alone.shape or not (np.isfinite(together).all() and np.array_equal(together, again)):
+            continue
+        if not np.allclose(together, alone, rtol=1e-2, atol=1e-2 * np.abs(together).max()):
+            return True
+    return False
 
 
 def _shape(values: Any, targets: Any) -> list[Any]:

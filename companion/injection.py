@@ -5,6 +5,7 @@ Keras hands an optimizer one gradient a step. A method that needs more, such as 
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,8 +16,9 @@ import tensorflow as tf
 from companion import arguments
 from companion.gradients import all_finite, scaled
 from companion.merging import weighted_mean
-from companion.oracle import GradientOracle, check_question
-from companion.replicas import brought_by_one
+from companion.oracle import GradientOracle
+from companion.questions import check_question
+from companion.replicas import brought_by_one, replicas_of
 from companion.wrapping import wrapped_by
 
 # Private names of Keras, checked on 3.13.2 and 3.15.1; tests/test_injection.py notices when they move.
@@ -27,7 +29,7 @@ _BUILD_FROM_BATCH = "_symbolic_build"
 def inject(
     model: keras.Model,
     micro_batches: int = 1,
-    weight_fn: Callable[[Any, Any, Any], Any] | None = None,
+    weight_fn: Callable[[Any, Any, Any], Any] | str | None = None,
     merge: Callable[[list[Any], Any], list[Any]] = weighted_mean,
 ) -> keras.Model:
     r"""Makes ``fit`` process each batch in parts and apply one gradient, that of the whole batch.
@@ -36,17 +38,22 @@ def inject(
 
        \nabla L(\theta) = \frac{1}{\sum_i D_i} \sum_i \nabla S_i(\theta)
 
-    Peak memory is that of a part, and the weights, the loss, the metrics and the history are those of the whole batch:
-    with masks, sample weights, several outputs, a ragged last batch, and on several replicas: devices of one machine
-    (``tf.distribute.MirroredStrategy``), or of several (``MultiWorkerMirroredStrategy``, which Keras's own step does
-    not support). See :class:`~companion.GradientOracle` for the exceptions, among them BatchNorm and dropout.
+    In one part, the step leaves everything as Keras's own would: the weights, what ``fit`` shows, and every variable
+    that anything assigns. One thing differs: repeated rows of an embedding are summed first, as
+    :class:`~companion.CoalesceGradients` does.
+
+    In several parts, peak memory is that of a part, and the weights, the loss, the metrics and the history are those of
+    the whole batch: with masks, sample weights, several outputs, a ragged last batch, and on several replicas: devices
+    of one machine (``tf.distribute.MirroredStrategy``), or of several (``MultiWorkerMirroredStrategy``, which Keras's
+    own step does not support). See :class:`~companion.GradientOracle` for the exceptions, among them BatchNorm and
+    dropout.
 
     Args:
         model: a compiled model with the training step of ``keras.Model``.
         micro_batches: an integer :math:`\ge 1`: the number of parts, see
             :class:`~companion.GradientOracle`. Defaults to 1.
         weight_fn: for a loss with a denominator of its own, on one replica: a function of ``(x, y, sample_weight)``
-            that returns the denominator of a part. Defaults to ``None``.
+            that returns the denominator of a part, or ``"sum"`` for a loss that is a sum. Defaults to ``None``.
         merge: a rule of :mod:`companion.merging`, or a function like them, by which several replicas merge their
             gradients. The optimizer clips what has been merged. Defaults to
             :func:`~companion.merging.weighted_mean`, the formula above.
@@ -68,10 +75,11 @@ def inject(
     Taught in chapters 06, 07 and 09, :doc:`/notebooks/06_the_fix`, :doc:`/notebooks/07_accumulation_in_practice` and
     :doc:`/notebooks/09_injecting_heun`.
     """
-    _check(model, micro_batches, weight_fn, merge)
+    micro_batches = check_question(model, micro_batches, weight_fn, merge)
+    _check(model)
     model.train_step = functools.partial(_train_step, model, micro_batches, weight_fn, merge)
     model.train_function = None
-    if model.distribute_strategy.num_replicas_in_sync > 1:
+    if replicas_of(model) > 1:
         setattr(model, _BUILD_FROM_ITERATOR, functools.partial(_build_from_one_shard, model))
     if _has_workers(model):
         model.test_step, model.test_function = functools.partial(_test_step, model), None
@@ -87,6 +95,9 @@ def eject(model: keras.Model) -> keras.Model:
     Returns:
         The same model.
 
+    Raises:
+        TypeError: ``model`` is not a ``keras.Model``.
+
     Example:
         >>> model = keras.Sequential([keras.layers.Dense(1)])
         >>> model.compile("sgd", "mse")
@@ -95,6 +106,8 @@ def eject(model: keras.Model) -> keras.Model:
 
     It undoes what chapter 06 teaches, :doc:`/notebooks/06_the_fix`; :doc:`/book/recipes` has it in a program.
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model. Received: model={model!r}")
     if _is_injected(model):
         del model.train_step
         model.train_function = None
@@ -209,7 +222,8 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         """Takes one step on the oracle's batch: for a training step of your own, with two models for example.
 
         Args:
-            oracle: a :class:`~companion.GradientOracle` that has not been asked.
+            oracle: a :class:`~companion.GradientOracle` that has not been asked. Give it a ``loss`` if the step has
+                one of its own.
         """
         if not isinstance(oracle, GradientOracle):
             raise TypeError(f"`oracle` must be a companion.GradientOracle. Received: oracle={oracle!r}")
@@ -222,7 +236,8 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
             raise RuntimeError(
                 f"{type(self).__name__} asks for gradients itself, which this training step does not let it: call "
                 "`optimizer.inject(model)` or `companion.inject(model)` after `compile`, and again after cloning or "
-                "loading. Nothing was changed."
+                "loading. In a `train_step` of your own, call `optimizer.step(oracle)` with "
+                "oracle=companion.GradientOracle(model, data, loss=function). Nothing was changed."
             )
         if self._is_taken is None:
             return super().apply(grads, trainable_variables)
@@ -254,7 +269,7 @@ class InjectedModel:
     """
 
     micro_batches: int = 1
-    weight_fn: Callable[[Any, Any, Any], Any] | None = None
+    weight_fn: Callable[[Any, Any, Any], Any] | str | None = None
     merge: Callable[[list[Any], Any], list[Any]] = staticmethod(weighted_mean)
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -265,21 +280,18 @@ class InjectedModel:
         """What ``evaluate`` does with a batch."""
         return _logs(self, super().test_step(data))  # type: ignore[misc]
 
-
-def _build_anyhow(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
-    if model.distribute_strategy.num_replicas_in_sync > 1:
-        return _build_from_one_shard(model, iterator, data_batch)
-    return getattr(super(InjectedModel, model), _BUILD_FROM_ITERATOR)(iterator=iterator, data_batch=data_batch)
-
-
-setattr(InjectedModel, _BUILD_FROM_ITERATOR, _build_anyhow)
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        if replicas_of(self) > 1:
+            _build_from_one_shard(self, iterator, data_batch)
+        else:
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)  # type: ignore[misc]
 
 
 def _train_step(model: Any, micro_batches: int, weight_fn: Any, merge: Any, data: Any) -> dict[str, Any]:
     """What ``fit`` does with a batch."""
-    _check(model, micro_batches, weight_fn, merge)  # once more: the model may have been compiled anew
-    _take_step(model.optimizer, GradientOracle(model, data, micro_batches, weight_fn, merge))
-    return _logs(model, model.get_metrics_result())
+    _check(model)  # once more: the model may have been compiled anew
+    oracle = GradientOracle(model, data, micro_batches, weight_fn, merge)
+    return _logs(model, _take_step(model.optimizer, oracle))
 
 
 def _test_step(model: Any, data: Any) -> dict[str, Any]:
@@ -300,19 +312,27 @@ def _has_workers(model: Any) -> bool:
     return resolver is not None and bool(resolver.cluster_spec().jobs)
 
 
-def _take_step(optimizer: Any, oracle: GradientOracle) -> None:
-    """Asks, and applies the answer once."""
-    variables = oracle.model.trainable_variables
-    if (
-        not optimizer.built
-    ):  # or the first question would be asked at another loss scale than its answer is applied with
-        optimizer.build(variables)
+def _take_step(optimizer: Any, oracle: GradientOracle) -> dict[str, Any]:
+    """Asks, applies the answer once, and reports."""
+    oracle.defer()
     injected = [layer for layer in wrapped_by(optimizer) if isinstance(layer, InjectedOptimizer)]
     with _step_of(injected):
-        answers = _direction(injected[0], oracle, injected[0] is not optimizer) if injected else oracle()
-        gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in answers]
-        with _weighed(optimizer, oracle) as is_weighed:
-            optimizer.apply(gradients if is_weighed else brought_by_one(gradients), variables)
+        if not injected and oracle.is_whole and oracle.merge is weighted_mean:
+            gradients = oracle.plain()
+        else:
+            oracle.prepare()
+            if not optimizer.built:  # or questions would be asked at another loss scale than the answer is applied with
+                optimizer.build(oracle.model.trainable_variables)
+            asks_itself = injected and oracle.model.trainable_variables
+            answers = _direction(injected[0], oracle, injected[0] is not optimizer) if asks_itself else oracle()
+            gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in answers]
+        variables = oracle.model.trainable_variables
+        if variables:
+            with _weighed(optimizer, oracle) as is_weighed:
+                optimizer.apply(gradients if is_weighed else brought_by_one(gradients), variables)
+        else:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+    return oracle.report()
 
 
 class Questions:
@@ -419,14 +439,15 @@ def _is_injected(model: Any) -> bool:
     return getattr(vars(model).get("train_step"), "func", None) is _train_step
 
 
-def _check(model: Any, micro_batches: Any, weight_fn: Any, merge: Any) -> None:
-    check_question(model, micro_batches, weight_fn, merge)
+def _check(model: Any) -> None:
     if type(model).train_step not in (keras.Model.train_step, InjectedModel.train_step) or (
         "train_step" in vars(model) and not _is_injected(model)
     ):
         raise ValueError(
-            "`model` has a `train_step` of its own, which an injection would replace. Ask a `companion.GradientOracle` "
-            f"there instead. Received: model={model.name!r} of class {type(model).__name__}"
+            "`model` has a `train_step` of its own, which an injection would replace. Call `optimizer.step(oracle)` "
+            "there, with oracle=companion.GradientOracle(model, data, loss=function); or with another optimizer than "
+            "an InjectedOptimizer, optimizer.apply(oracle(), model.trainable_variables). Received: "
+            f"model={model.name!r} of class {type(model).__name__}"
         )
     outer: list[Any] = []
     for layer in wrapped_by(model.optimizer):

@@ -12,6 +12,7 @@ All denominators are needed before the first gradient. They depend on the data a
 step nothing else of the model is computed for them. Chapters 06 and 07 of the book teach it.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,42 +21,54 @@ import keras
 import tensorflow as tf
 from keras import ops, tree
 
+from companion.batches import divisible, examples, part_of, sum_over_parts, unpacked
 from companion.denominators import activity_as_mean, compiled_loss, loss_shares, standing_in
 from companion.gradients import coalesce, kind_of, scaled, widened
 from companion.merging import weighted_mean
+from companion.questions import Recorder, check_question, in_training, loss_tracker
 from companion.replicas import all_reduce, gather, replicas_of
 
 
 class GradientOracle:
-    r"""Answers the gradient of a compiled model's loss on one batch, in as many parts as memory asks for.
+    r"""Answers the gradient of a model's loss on one batch, in as many parts as memory asks for.
 
     .. math::
 
        \nabla L(\theta) = \frac{1}{\sum_i D_i} \sum_i \nabla S_i(\theta)
 
-    The first question moves what a training step moves besides the weights: metrics, BatchNorm's statistics, the seeds
-    of dropout. Later questions start from the same seeds and statistics as the first did and move nothing.
+    The first question moves what a training step moves besides the weights: metrics, and every variable that the model
+    or its loss assigns, whoever owns it, such as BatchNorm's statistics, the seeds of dropout, and a recurrent state.
+    Later questions start from what the first one started from and move nothing.
 
-    BatchNorm normalises each part by the part's own statistics, and dropout draws anew for each part: these two are not
-    those of the whole batch. A loss added by ``add_loss`` counts as a mean over examples. A metric that is neither a
-    count nor a mean over examples becomes a mean over parts.
+    Asked in one part, the batch is left as it is, and the answer is that of Keras's own step. In several parts, every
+    tensor must have a row for each example. BatchNorm normalises each part by the part's own statistics, and dropout
+    draws anew for each part: these two are not those of the whole batch. A scalar added by ``add_loss`` counts as a
+    mean over examples, anything else as a sum. A metric that is neither a count nor a mean over examples becomes a mean
+    over parts; what ``compute_metrics`` computes itself is that of the last part. A loss of one's own that mixes
+    examples is found out on a few made-up rows and refused. In a layer that calls ``add_loss``, under ``weight_fn``,
+    or where made-up rows mean nothing to a loss, mixing cannot be found out. State that is not a Keras variable cannot
+    be put back: each question moves it.
 
     Args:
-        model: a compiled ``keras.Model``.
+        model: a ``keras.Model``, compiled unless ``loss`` is given.
         data: one batch: ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
         micro_batches: an integer :math:`\ge 1`: the number of parts. They are of equal size, rounded up, so the last
             one may be smaller, and a small batch may have fewer. Defaults to 1.
         weight_fn: for a loss with a denominator of its own, on one replica: a function of ``(x, y, sample_weight)``
-            that returns the denominator of a part. Defaults to ``None``.
+            that returns the denominator of a part, or ``"sum"`` for a loss that is a sum. Defaults to ``None``.
         merge: a rule of :mod:`companion.merging` or a function like them, for what replicas do with their gradients.
             With any but the default, each replica holds the gradients of all, and answers are dense. Defaults to
             :func:`~companion.merging.weighted_mean`, the formula above.
+        loss: for a training step of your own, what it differentiates: a function of ``(x, y, sample_weight)`` that
+            calls whatever it likes and returns a scalar, a mean over examples unless ``weight_fn`` says otherwise.
+            The model's own loss and metrics play no part then. Defaults to ``None``, the model's ``compute_loss``.
 
     Raises:
         TypeError: ``model`` is not a ``keras.Model``.
-        ValueError: an argument is wrong, the model is not compiled or has no loss, or the batch is to be split, on a
-            loss that does not say what it divides by, without ``weight_fn``; or it is to be merged by another rule
-            than the default, and losses do not divide by one number.
+        ValueError: an argument is wrong, the model is not compiled or has no loss, or the batch is to be split and a
+            tensor of it has not as many rows as the others, or the loss mixes examples or does not say what it divides
+            by, without ``weight_fn``; or it is to be merged by another rule than the default, and losses do not divide
+            by one number.
 
     Example:
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
@@ -76,22 +89,30 @@ class GradientOracle:
         model: keras.Model,
         data: Any,
         micro_batches: int = 1,
-        weight_fn: Callable[[Any, Any, Any], Any] | None = None,
+        weight_fn: Callable[[Any, Any, Any], Any] | str | None = None,
         merge: Callable[[list[Any], Any], list[Any]] = weighted_mean,
+        loss: Callable[[Any, Any, Any], Any] | None = None,
     ) -> None:
-        check_question(model, micro_batches, weight_fn, merge)
-        self.model, self.micro_batches, self.merge = model, micro_batches, merge
+        self.micro_batches = check_question(model, micro_batches, weight_fn, merge, loss)
+        self.model, self.merge = model, merge
+        #: Whether nothing is divided, so that the first question can be Keras's own.
+        self.is_whole = self.micro_batches * replicas_of(model) == 1
         # What is merged with the weights of the whole adds up; any other rule wants the gradient of each share alone.
         self._totals = all_reduce if merge is weighted_mean else list
         self._weight_fn: Any = weight_fn
-        self._takes_loss_as_it_is = weight_fn is not None or type(model).compute_loss is not keras.Model.compute_loss
-        self._batch = tree.map_structure(
-            lambda x: None if x is None else tf.convert_to_tensor(x), keras.utils.unpack_x_y_sample_weight(data)
-        )
-        self._examples = _examples(self._batch[0])
+        self._loss = loss
+        has_own_loss = type(model).compute_loss is not keras.Model.compute_loss
+        self._takes_loss_as_it_is = weight_fn is not None or loss is not None or has_own_loss
+        self._batch = unpacked(data)
+        if self.micro_batches > 1:
+            self._batch = divisible(self._batch)
+        if self._batch[1] is None and not has_own_loss and loss is None and compiled_loss(model) is not None:
+            raise ValueError("`data` must hold targets, because the model was compiled with a loss. Received: y=None")
+        self._examples = examples(self._batch[0])
         (self._all_examples,) = self._totals([tf.cast(self._examples, keras.config.floatx())])
-        self._asked = False
-        self._prepare()
+        self._moving, self._start, self._outputs = list[Any](), list[Any](), None
+        self._shares, self._are_sums, self._adds_losses = list[Any](), list[bool](), False
+        self._is_prepared, self._asked, self._reports = False, False, True
 
     def __call__(self, values: list[Any] | None = None) -> list[Any]:
         """Answers the gradient at ``values``.
@@ -103,25 +124,81 @@ class GradientOracle:
             The gradients in the same order, merged over micro-batches and replicas. Each is a tensor, for embeddings a
             ``tf.IndexedSlices`` without repeated rows, and ``None`` where the loss does not depend on the variable.
         """
-        is_first, self._asked = not self._asked, True
-        variables = self.model.trainable_variables
-        values = [tf.convert_to_tensor(value) for value in (variables if values is None else values)]
-        sums, rows, state = self._sum_over_parts(functools.partial(self._part, values, is_first), self._state)
+        return self.value_and_gradient(values)[1]
+
+    def value_and_gradient(self, values: list[Any] | None = None) -> tuple[Any, list[Any]]:
+        """Answers the loss and its gradient at ``values``.
+
+        Args:
+            values: a tensor for each of ``model.trainable_variables``. Defaults to their current values.
+
+        Returns:
+            The loss of the whole batch as Keras reports it, with regularizers and added losses; and the gradients as
+            :meth:`__call__` returns them.
+        """
+        self.prepare()
+        is_first, values = not self._asked, self._tensors(values)
+        self._moving = [] if is_first else self._moving
+        ask = functools.partial(self._part, values, is_first)
+        sums, rows, carried = sum_over_parts(self._examples, self.micro_batches, ask, None if is_first else self._start)
         shapes = [tf.shape(value) for value, kind in zip(values, self._kinds, strict=True) if kind == "sparse"]
         slices = [tf.IndexedSlices(*pieces) for pieces in zip(rows[1::2], rows[::2], shapes, strict=True)]
+        state = carried[: len(self._moving)]
+        start = [tf.identity(variable) for variable in self._moving] if is_first else self._start
         if replicas_of(self.model) > 1:  # one without an example has nothing to say, where BatchNorm says 0 / 0
             sums = [tf.where(self._examples > 0, total, 0) for total in sums]
-            state = [tf.where(self._examples > 0, *pair) for pair in zip(state, self._state, strict=True)]
+            state = [tf.where(self._examples > 0, *pair) for pair in zip(state, start, strict=True)]
         *dense, losses = sums
         found = {"sparse": iter(slices), "dense": iter(dense)}
         gradients = [next(found[kind]) for kind in self._kinds if kind != "none"]
         *gradients, losses = (all_reduce if self.merge is weighted_mean else self._by_rule)([*gradients, losses])
+        losses = tf.unstack(losses)
         if is_first:
             for variable, value in zip(self._moving, state, strict=True):
                 variable.assign(value)
-            self._report(*tf.unstack(losses))
+            self._asked, self._start, self._told = True, start, (losses, carried[len(state) :])
+            if self._reports:
+                self.report()
         merged = map(coalesce, gradients)
-        return [None if kind == "none" else next(merged) for kind in self._kinds]
+        return losses[0], [None if kind == "none" else next(merged) for kind in self._kinds]
+
+    def plain(self) -> list[Any]:
+        """Asks the first question as Keras's own step does, on the variables themselves, which move as they do there.
+
+        Returns:
+            The gradients at the current weights, of the loss as the optimizer scales it. Nobody may ask again.
+        """
+        with tf.GradientTape() as tape:
+            (total,), self._outputs = self._losses(self._batch, 1)
+            scaled_loss = self._scale(total)
+        variables = self.model.trainable_variables
+        self._asked, self._told = True, ([total], [])
+        return [coalesce(gradient) for gradient in tape.gradient(scaled_loss, variables)] if variables else []
+
+    def defer(self) -> None:
+        """Leaves the report to the one who asks: Keras's step makes it when the weights have moved."""
+        self._reports = False
+
+    def report(self) -> dict[str, Any]:
+        """Reports the first answer to the model's metrics, as Keras's step does at its end.
+
+        Returns:
+            What ``compute_metrics`` returned, which ``fit`` shows; nothing for a ``loss`` of one's own.
+        """
+        if self._loss is not None:
+            return {}
+        (x, y, sample_weight), model, (total, *each), logs = self._batch, self.model, *self._told
+        if self.micro_batches == 1:
+            loss_tracker(model).update_state(total, sample_weight=self._examples)
+        shown = list(zip(getattr(compiled_loss(model), "metrics", []), each, strict=False))
+        for metric, value in shown:
+            metric.update_state(value, sample_weight=self._examples if isinstance(self._examples, int) else None)
+        if self.micro_batches == 1:
+            return model.compute_metrics(x, y, self._outputs, sample_weight=sample_weight)
+        if not logs:
+            return model.get_metrics_result()
+        found = tree.pack_sequence_as(self._structure, logs)
+        return found | {metric.name: metric.result() for metric, _ in shown if metric.name in found}
 
     def _by_rule(self, tensors: list[Any]) -> list[Any]:
         """Gradients merged by the rule; the losses, which come last, by their weights."""
@@ -154,11 +231,16 @@ class GradientOracle:
 
     @property
     def _denominator(self) -> Any:
+        self.prepare()
+        if callable(self._weight_fn):
+            return self._weigh(*self._batch) if self.is_whole else self._weight
+        if self.is_whole and not self._shares and not self._takes_loss_as_it_is:
+            self._measure()
         shares, is_known = self._shares, not self._takes_loss_as_it_is
-        if self._weight_fn is not None:
-            return self._weight
-        if is_known and all(share.counts_examples for share in shares):
-            return self._all_examples
+        if (is_known and all(share.counts_examples for share in shares)) or (
+            self._loss is not None and self._weight_fn is None
+        ):
+            return shares[0].rows if self.is_whole and shares else self._all_examples
         if is_known and len(shares) == 1 and shares[0].loss.reduction != "sum" and not self._adds_losses:
             return shares[0].denominator
         losses = [f"{share.output!r} with reduction={share.loss.reduction!r}" for share in shares]
@@ -166,204 +248,175 @@ class GradientOracle:
             "One number cannot weigh this batch among others: all losses would have to divide by the same, also those "
             "of `add_loss`, which are means over examples. Pass `weight_fn`, let `micro_batches` do without another "
             f"accumulation, or leave `merge` at its default. Received: {', '.join(losses)}"
-            + " and losses added in layers"
-            * self._adds_losses
+            + " and losses added in layers" * self._adds_losses
+            + f" and weight_fn={self._weight_fn!r}" * (self._weight_fn is not None)
         )
 
-    def _prepare(self) -> None:
-        """Finds what the first part needs: which variables a call of the model moves, and what the losses divide by."""
+    def prepare(self) -> None:
+        """Builds the model, and finds what the first part needs: what the losses divide by."""
+        if self._is_prepared:
+            return
         (x, y, sample_weight), model, compiled = self._batch, self.model, compiled_loss(self.model)
-        if not (model.built and getattr(compiled, "built", True)):  # traced, to build them; nothing is computed
+        if self._loss is None and not (model.built and getattr(compiled, "built", True)):  # traced, to build them
             call = compiled or (lambda y, outputs, sample_weight: outputs)
             tf.function(lambda: call(y, model(x, training=False), sample_weight)).get_concrete_function()
-        self._shares = loss_shares(compiled, is_whole=self.micro_batches * replicas_of(model) == 1)
+        if not self.is_whole and self._loss is None:
+            if self._takes_loss_as_it_is:
+                self._shares = loss_shares(compiled, self.micro_batches, self.is_whole)
+            else:
+                self._measure()
+        if callable(self._weight_fn) and not self.is_whole:
+            weigh: Any = lambda begin, size, state: ([self._weigh(*self._slice(begin, size))], [], [])  # noqa: E731
+            (self._weight,), *_ = sum_over_parts(self._examples, self.micro_batches, weigh, [])
+        self._is_prepared = True
 
-        def look() -> list[Any]:
-            with keras.StatelessScope(collect_losses=True) as scope:
-                outputs = model(x, training=True)
-                self._adds_losses, moved = bool(scope.losses), scope.get_current_value
-                self._assigned = [v.path for v in model.trainable_variables if moved(v) is not None]
-                variables = [*model.non_trainable_variables, *model.metrics_variables]
-                self._moving = [variable for variable in variables if moved(variable) is not None]
-                if self._shares and not self._takes_loss_as_it_is:
-                    with standing_in(compiled, [share.measure for share in self._shares]):
-                        compiled(y, outputs, sample_weight)
-            return [share.denominator for share in self._shares if share.denominator is not None]
-
-        denominators = iter(self._totals(_only(look)))
+    def _measure(self) -> None:
+        """Lets each loss say what it divides by on the whole batch."""
+        self._shares = loss_shares(compiled_loss(self.model), self.micro_batches, self.is_whole)
+        if not tf.executing_eagerly():
+            denominators = _only(lambda: self._look(self._batch))
+        elif self.micro_batches == 1:
+            denominators = self._look(self._batch)
+        else:  # by parts, or the memory that they save would be needed here; of at least two rows, to know rows
+            n, size = self._examples, max(-(-self._examples // self.micro_batches), 2)
+            found = [self._look(self._slice(begin, min(size, n - begin))) for begin in range(0, max(n, 1), size)]
+            denominators = [tf.add_n(each) for each in zip(*found, strict=True)]
+        totals = iter(self._totals(denominators))
         for share in self._shares:
-            share.denominator = None if share.denominator is None else next(denominators)
-        self._state = [tf.identity(variable) for variable in self._moving]
-        if self._assigned:
-            raise ValueError(
-                "A call of the model assigns to variables that are trainable. An oracle cannot say at which of their "
-                f"values to take the gradient then: train this model without. Received: {', '.join(self._assigned)}"
-            )
-        if self._weight_fn is not None:
-            (self._weight,), *_ = self._sum_over_parts(
-                lambda begin, size, state: ([self._weigh(*self._slice(begin, size))], [], state), []
-            )
+            share.denominator = None if share.denominator is None else next(totals)
+
+    def _look(self, batch: Any) -> list[Any]:
+        """What a call of the model adds to the loss; the denominators, as far as there are."""
+        (x, y, sample_weight), compiled = batch, compiled_loss(self.model)
+        weights = [(variable, variable.value) for variable in self.model.trainable_variables]  # for regularizers
+        with keras.StatelessScope(weights, collect_losses=True) as scope:
+            outputs = in_training(self.model.call, self.model)(x)
+            self._adds_losses, rows = bool(scope.losses), examples(x)
+            self._are_sums = [len(loss.shape) > 0 and loss.shape[0] in (None, rows) for loss in self.model.losses]
+            if self._shares:
+                with standing_in(compiled, [share.measure for share in self._shares]):
+                    compiled(y, outputs, sample_weight)
+        return [share.denominator for share in self._shares if share.denominator is not None]
 
     def _weigh(self, x: Any, y: Any, sample_weight: Any) -> Any:
         return tf.cast(self._weight_fn(x, y, sample_weight), keras.config.floatx())  # as Keras's losses are
 
+    def _tensors(self, values: Any) -> list[Any]:
+        """The values to ask at, once it is certain that there is one for each variable."""
+        variables = self.model.trainable_variables
+        tensors = [tf.convert_to_tensor(value) for value in (variables if values is None else values)]
+        shapes = [tuple(variable.shape) for variable in variables]
+        if [tuple(tensor.shape) for tensor in tensors] != shapes:
+            raise ValueError(
+                "`values` must hold a tensor for each of `model.trainable_variables`, of its shape: "
+                f"{shapes}. Received: values of shapes {[tuple(tensor.shape) for tensor in tensors]}"
+            )
+        return [
+            tensor if tensor.dtype.is_floating else tf.cast(tensor, variable.dtype)
+            for tensor, variable in zip(tensors, variables, strict=True)
+        ]
+
+    def _scale(self, loss: Any) -> Any:
+        return loss if self.model.optimizer is None else self.model.optimizer.scale_loss(loss)
+
     def _part(
-        self, values: list[Any], is_first: bool, begin: Any, size: Any, state: list[Any]
+        self, values: list[Any], is_first: bool, begin: Any, size: Any, carried: list[Any] | None
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """One part's dense gradients, and losses; the ids and rows of its sparse gradients; the state after it."""
-        model = self.model
-        x, y, sample_weight = self._slice(begin, size)
-        share = tf.cast(_examples(x), self._all_examples.dtype) / self._all_examples
-        known = [*zip(model.trainable_variables, values, strict=True), *zip(self._moving, state, strict=True)]
+        """One part's dense gradients, and losses; ids and rows of its sparse gradients; what the next part starts from.
+
+        That is the variables that the part has assigned, and at the end what ``compute_metrics`` says so far.
+        """
+        batch, model, is_new, logs = self._slice(begin, size), self.model, carried is None, list[Any]()
+        share = 1 if self.is_whole else tf.cast(examples(batch[0]), self._all_examples.dtype) / self._all_examples
+        known = [*zip(model.trainable_variables, values, strict=True), *zip(self._moving, carried or [], strict=False)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            with keras.StatelessScope(known, collect_losses=True) as scope, activity_as_mean(model, share):
-                outputs = model(x, training=True)
-                losses = self._losses(x, y, outputs, sample_weight, share)
-            scaled_loss = model.optimizer.scale_loss(losses[0])
-        unscale = 1 / model.optimizer.scale_loss(1.0)
-        gradients = [widened(scaled(gradient, unscale)) for gradient in tape.gradient(scaled_loss, values)]
-        if is_first:
-            model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
-        self._kinds = [kind_of(gradient) for gradient in gradients]
+            with Recorder(known) as scope:
+                losses, outputs = self._losses(batch, share)
+                if is_first and self.micro_batches > 1 and self._loss is None:
+                    logs = self._report_part(batch, outputs, losses[0], share)
+            scaled_loss = self._scale(losses[0])
+        unscale = 1 / self._scale(1.0)
+        gradients = [scaled(widened(gradient), unscale) for gradient in tape.gradient(scaled_loss, values)]
+        kinds = [kind_of(gradient) for gradient in gradients]
+        if is_new:
+            self._kinds, self._outputs = kinds, outputs if self.micro_batches == 1 else None
+            self._moving = self._assigned_in(scope)
+        elif kinds != self._kinds:
+            raise ValueError(
+                "A later question or part depends on other variables than the first, because a `tf.function` inside "
+                "keeps what it was traced with: leave it out, or train in one part with an optimizer that asks once. "
+                f"Received: model={model.name!r}"
+            )
         dense = [gradient for gradient in gradients if kind_of(gradient) == "dense"]
         sparse = [gradient for gradient in gradients if kind_of(gradient) == "sparse"]
         rows = [piece for gradient in sparse for piece in (gradient.indices, gradient.values)]
-        return [*dense, tf.stack(losses)], rows, [scope.get_current_value(variable) for variable in self._moving]
+        state = [scope.get_current_value(variable) for variable in self._moving]
+        return [*dense, tf.stack(losses)], rows, [*state, *logs]
 
-    def _losses(self, x: Any, y: Any, outputs: Any, sample_weight: Any, share: Any) -> list[Any]:
-        """This part's share of the loss of the whole batch, then of each compiled loss alone."""
-        model, compiled, terms, weight = self.model, compiled_loss(self.model), [], 1.0
-        with standing_in(compiled, self._shares):
-            if self._takes_loss_as_it_is:
-                terms.append(ops.sum(model.compute_loss(x, y, outputs, sample_weight)))
-            elif compiled is not None:
-                terms.append(compiled(y, outputs, sample_weight))
-        if not self._takes_loss_as_it_is:
-            terms += [ops.sum(ops.cast(loss, share.dtype)) * share for loss in model.losses]
-        elif self._weight_fn is not None:
-            weight = tf.math.divide_no_nan(self._weigh(x, y, sample_weight), self._weight)
-        if not terms:
-            raise ValueError("The model has no loss: pass `loss` to `model.compile`, or call `add_loss` in a layer.")
-        losses = [sum(terms), *(loss.value for loss in self._shares if loss.value is not None)]
-        return [ops.sum(tf.cast(loss, share.dtype)) * weight for loss in losses]
+    def _assigned_in(self, scope: Recorder) -> list[Any]:
+        """The variables that a question has moved, but for the losses' own metrics, which are told the whole."""
+        theirs = {id(variable) for variable in self.model.trainable_variables}
+        names = [variable.path for key, variable in scope.assigned.items() if key in theirs]
+        if names:
+            raise ValueError(
+                "A call of the model assigns to variables that are trainable. An oracle cannot say at which of their "
+                "values to take the gradient then: train this model in one part, with an optimizer that asks once. "
+                f"Received: {', '.join(names)}"
+            )
+        metrics = [] if self.is_whole else getattr(compiled_loss(self.model), "metrics", [])
+        told = {id(variable) for metric in metrics for variable in metric.variables}
+        return [variable for key, variable in scope.assigned.items() if key not in told]
 
-    def _sum_over_parts(self, part: Callable[..., Any], state: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-        """Calls ``part(begin, size, state)`` along the batch, adds its sums up, joins its rows, hands its state on."""
-        n, parts = self._examples, self.micro_batches
-        if parts == 1:
-            size, count, rest = n, 1, 0
-        elif isinstance(n, int):  # every shape is static, as XLA wants it: what is left is one more part, by itself
-            size = -(-n // parts)
-            count, rest = divmod(n, size) if n else (1, 0)
+    def _losses(self, batch: Any, share: Any) -> tuple[list[Any], Any]:
+        """This part's share of the loss of the whole batch, then of each compiled loss alone; and the outputs."""
+        (x, y, sample_weight), model, compiled, outputs = batch, self.model, compiled_loss(self.model), None
+        if self._loss is not None:
+            total = tf.convert_to_tensor(self._loss(x, y, sample_weight))
+            if total.shape.rank != 0:
+                raise ValueError(f"`loss` must return a scalar. Received: a tensor of shape {tuple(total.shape)}")
         else:
-            size = tf.maximum(-(-n // parts), 1)
-            count, rest = tf.maximum(-(-n // size), 1), 0
-        sums, rows, state = part(0, size, state)
-        pieces = [[row] for row in rows]
-        if not isinstance(count, int) or count > 1:
-            arrays = [tf.TensorArray(row.dtype, count - 1, infer_shape=False, element_shape=row.shape) for row in rows]
+            with contextlib.nullcontext() if self.is_whole else activity_as_mean(model, share):
+                outputs = in_training(model.call, model)(x)
+        if self.is_whole or self._takes_loss_as_it_is:
+            with standing_in(compiled, [] if self.is_whole else self._shares):
+                if self._loss is None:
+                    total = in_training(model.compute_loss, model.compute_loss)(x, y, outputs, sample_weight)
+            if self.is_whole:
+                return [total], outputs
+            weight = 1 if self._weight_fn == "sum" else share
+            if callable(self._weight_fn):
+                weight = tf.math.divide_no_nan(self._weigh(x, y, sample_weight), self._weight)
+        else:
+            with standing_in(compiled, self._shares):
+                terms = [] if compiled is None else [compiled(y, outputs, sample_weight)]
+            for loss, is_sum in zip(model.losses, self._are_sums, strict=True):
+                terms.append(ops.sum(ops.cast(loss, share.dtype)) * (1 if is_sum else share))
+            if not terms:
+                raise ValueError(
+                    "The model has no loss: pass `loss` to `model.compile`, or call `add_loss` in a layer."
+                )
+            total, weight = sum(terms), 1
+        losses = [total, *(each.value for each in self._shares if each.value is not None)]
+        return [ops.sum(tf.cast(loss, share.dtype)) * tf.cast(weight, share.dtype) for loss in losses], outputs
 
-            def body(index: Any, sums: Any, state: Any, arrays: Any) -> Any:
-                more, rows, state = part(index * size, size, state)
-                arrays = [array.write(index - 1, row) for array, row in zip(arrays, rows, strict=True)]
-                return index + 1, _add(sums, more), state, arrays
-
-            start = _after([*sums, *rows], 1), sums, state, arrays
-            _, sums, state, arrays = tf.while_loop(lambda i, *_: i < count, body, start, parallel_iterations=1)
-            pieces = [[*piece, array.concat()] for piece, array in zip(pieces, arrays, strict=True)]
-        if rest:
-            more, rows, state = part(_after([*sums, *rows], count * size), rest, state)
-            sums, pieces = _add(sums, more), [[*piece, row] for piece, row in zip(pieces, rows, strict=True)]
-        return sums, [tf.concat(piece, 0) for piece in pieces], state
+    def _report_part(self, batch: Any, outputs: Any, loss: Any, share: Any) -> list[Any]:
+        """Reports a part to the metrics; returns what ``compute_metrics`` said, if it is one's own."""
+        (x, y, sample_weight), model = batch, self.model
+        loss_tracker(model).update_state(tf.math.divide_no_nan(loss, share), sample_weight=examples(x))
+        logs = model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+        if type(model).compute_metrics is keras.Model.compute_metrics:
+            return []
+        self._structure = tree.map_structure(lambda leaf: None, logs)
+        return [tf.convert_to_tensor(leaf) for leaf in tree.flatten(logs)]
 
     def _slice(self, begin: Any, size: Any) -> Any:
-        return tree.map_structure(lambda x: None if x is None else _slice(x, begin, size), self._batch)
-
-    def _report(self, total: Any, *each: Any) -> None:
-        """Updates the loss that ``fit`` shows, and each output's, as Keras weighs them."""
-        for metric in self.model.metrics:
-            if metric.name == "loss":
-                metric.update_state(total, sample_weight=self._examples)
-        for metric, value in zip(getattr(compiled_loss(self.model), "metrics", []), each, strict=False):
-            metric.update_state(value, sample_weight=self._examples if isinstance(self._examples, int) else None)
-
-
-def check_question(model: Any, micro_batches: Any, weight_fn: Any, merge: Any) -> None:
-    """Raises the error that says what is wrong with the arguments of a :class:`~companion.GradientOracle`.
-
-    Args:
-        model: what should be a compiled ``keras.Model``.
-        micro_batches: what should be an integer of at least 1.
-        weight_fn: what should be ``None`` or a function.
-        merge: what should be a function.
-
-    Raises:
-        RuntimeError: Keras runs on another backend than TensorFlow.
-        TypeError: ``model`` is not a ``keras.Model``.
-        ValueError: anything else is wrong.
-    """
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            "`companion` asks for gradients in TensorFlow: set KERAS_BACKEND=tensorflow before Keras is imported. "
-            f"Received: backend={keras.backend.backend()!r}"
-        )
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model. Received: model={model!r}")
-    if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
-        raise ValueError(f"`micro_batches` must be an integer of at least 1. Received: micro_batches={micro_batches!r}")
-    if weight_fn is not None and not callable(weight_fn):
-        raise ValueError(f"`weight_fn` must be a function of (x, y, sample_weight). Received: weight_fn={weight_fn!r}")
-    if not callable(merge):
-        raise ValueError(
-            "`merge` must be a function of (gradients, weights), such as companion.merging.median. "
-            f"Received: merge={merge!r}"
-        )
-    if not model.compiled or model.optimizer is None:
-        raise ValueError(
-            "`model` must be compiled with an optimizer first: call `model.compile(...)`. Received: "
-            f"model={model.name!r}, optimizer={getattr(model, 'optimizer', None)!r}"
-        )
-    has_own_loss = type(model).compute_loss is not keras.Model.compute_loss
-    if has_own_loss and weight_fn is None and micro_batches * replicas_of(model) > 1:
-        raise ValueError(
-            f"`model` has a `compute_loss` of its own, {type(model).__name__}.compute_loss, which does not say what it "
-            "divides by: pass `weight_fn`, a function of (x, y, sample_weight) that returns it for a part."
-        )
-    if replicas_of(model) > 1 and weight_fn is not None:
-        raise ValueError(
-            "`weight_fn` works on one replica only: Keras divides some losses by the number of replicas and leaves "
-            f"others as they are. Received: weight_fn={weight_fn!r} on {replicas_of(model)} replicas"
-        )
-
-
-def _examples(x: Any) -> Any:
-    """How many there are: an integer where that is static."""
-    first = next(tensor for tensor in tree.flatten(x) if tensor is not None)
-    return tf.shape(first)[0] if first.shape[0] is None else first.shape[0]
-
-
-def _slice(tensor: Any, begin: Any, size: Any) -> Any:
-    """``size`` examples from ``begin`` on; fewer at the end. Of static size wherever ``size`` is."""
-    if isinstance(size, int):
-        rest = tensor.shape[1:]
-        return tf.ensure_shape(tf.slice(tensor, [begin, *[0] * len(rest)], [size, *[-1] * len(rest)]), [size, *rest])
-    return tensor[begin : begin + size]
-
-
-def _add(sums: list[Any], more: list[Any]) -> list[Any]:
-    return [total + term for total, term in zip(sums, more, strict=True)]
-
-
-def _after(tensors: list[Any], begin: Any) -> Any:
-    """``begin``, but not before the tensors are there. Otherwise parts would run, and take memory, side by side."""
-    with tf.control_dependencies(tensors):
-        return tf.identity(begin)
+        if self.micro_batches == 1:
+            return self._batch
+        return tree.map_structure(lambda x: None if x is None else part_of(x, begin, size), self._batch)
 
 
 def _only(function: Callable[[], list[Any]]) -> list[Any]:
     """What a function returns. In a graph, nothing else is computed: no assertion on the shape of a model's outputs."""
-    if tf.executing_eagerly():
-        return function()
     traced = tf.compat.v1.wrap_function(function, [])
     return traced.prune([], traced.outputs)() if traced.outputs else []

@@ -280,7 +280,7 @@ def test_weights_without_influence_have_no_gradient() -> None:
 def test_a_model_that_assigns_to_its_weights_is_refused() -> None:
     model = compiled([keras.Input((4,)), L.SpectralNormalization(L.Dense(3))], "mse")
     with pytest.raises(ValueError, match=r"trainable.*Received: .*kernel"):
-        GradientOracle(model, (np.ones((2, 4)), np.ones((2, 3))))
+        GradientOracle(model, (np.ones((2, 4)), np.ones((2, 3))))()
 
 
 # In a graph

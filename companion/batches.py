@@ -1,0 +1,166 @@
+"""What a batch is: the tensors of (x, y, sample_weight), and how their rows are divided. Chapter 06 teaches it.
+
+What is not known to be divisible is not divided: every tensor has to have a row for each example.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+
+def unpacked(data: Any) -> tuple[Any, Any, Any]:
+    """The batch as (x, y, sample_weight); nothing in it is converted.
+
+    Args:
+        data: ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
+
+    Raises:
+        ValueError: there is no tensor in ``x``.
+    """
+    batch = keras.utils.unpack_x_y_sample_weight(data)
+    if all(tensor is None for tensor in tree.flatten(batch[0])):
+        raise ValueError(
+            "`data` must be one batch: x, (x, y) or (x, y, sample_weight), and x must hold a tensor. Received: "
+            f"data={data!r}"
+        )
+    return batch
+
+
+def examples(x: Any) -> Any:
+    """How many there are, by the first tensor, as Keras counts them: an integer where that is static.
+
+    Args:
+        x: the inputs.
+    """
+    first = next(tensor for tensor in tree.flatten(x) if tensor is not None)
+    return _rows(first if hasattr(first, "shape") else tf.convert_to_tensor(first))
+
+
+def divisible(batch: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    """The same batch in tensors that have a row for each example.
+
+    Args:
+        batch: what :func:`unpacked` returned.
+
+    Raises:
+        ValueError: a tensor has no rows, or not as many as the first one. Where numbers of rows are not static, it is
+            TensorFlow's ``InvalidArgumentError`` when the graph runs, and nothing is computed from the batch.
+    """
+    composite = (tf.SparseTensor, tf.RaggedTensor)
+    x, y, sample_weight = tree.map_structure(
+        lambda leaf: leaf if leaf is None or isinstance(leaf, composite) else tf.convert_to_tensor(leaf), batch
+    )
+    named = [
+        ("".join([name, *(f"[{key!r}]" for key in path)]), leaf)
+        for name, part in (("x", x), ("y", y), ("sample_weight", sample_weight))
+        for path, leaf in (tree.flatten_with_path(part) if tree.is_nested(part) else [((), part)])
+        if leaf is not None
+    ]
+    first, count = named[0][0], _rows(named[0][1])
+    checks = []
+    for name, leaf in named:
+        rows = _rows(leaf)
+        words = (
+            f"`micro_batches` divides every tensor by rows, one for each example, and `{name}` has not as many rows as "
+            f"`{first}`. Leave `micro_batches` at 1, where nothing is divided; or give `{name}` a row for each "
+            "example (tf.repeat, if all examples share one); or feed smaller batches to an optimizer wrapped in "
+            "companion.GradientAccumulation."
+        )
+        if rows is None or count is None or (isinstance(rows, int) and isinstance(count, int) and rows != count):
+            raise ValueError(
+                f"{words} Received: {name} with {'no' if rows is None else rows} rows, of shape {tuple(leaf.shape)}; "
+                f"{first} with {'no' if count is None else count} rows"
+            )
+        if not (isinstance(rows, int) and isinstance(count, int)) and leaf is not named[0][1]:
+            checks.append(tf.debugging.assert_equal(rows, count, f"{words} Received: (rows of {name}, of {first})"))
+    if not checks or tf.executing_eagerly():
+        return x, y, sample_weight
+    with tf.control_dependencies(checks):
+        return tree.map_structure(lambda leaf: None if leaf is None else tf.identity(leaf), (x, y, sample_weight))
+
+
+def part_of(tensor: Any, begin: Any, size: Any) -> Any:
+    """``size`` rows from ``begin`` on; fewer at the end. Of static size wherever ``size`` is.
+
+    Args:
+        tensor: dense, sparse or ragged.
+        begin: the first row.
+        size: how many.
+    """
+    if isinstance(tensor, tf.RaggedTensor):
+        return tensor[begin : begin + size]
+    rest = list(tensor.shape[1:])
+    if isinstance(tensor, tf.SparseTensor):
+        shape = [tensor.dense_shape[axis + 1] if length is None else length for axis, length in enumerate(rest)]
+        found = tf.sparse.slice(tensor, tf.stack([begin, *[0] * len(rest)]), tf.stack([size, *shape]))
+        count = size if isinstance(size, int) else found.dense_shape[0]
+        return tf.SparseTensor(found.indices, found.values, tf.stack([tf.cast(n, "int64") for n in (count, *shape)]))
+    if isinstance(size, int):
+        return tf.ensure_shape(tf.slice(tensor, [begin, *[0] * len(rest)], [size, *[-1] * len(rest)]), [size, *rest])
+    return tensor[begin : begin + size]
+
+
+def sum_over_parts(
+    n: Any, parts: int, part: Callable[..., Any], state: list[Any] | None
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Calls a function on one part after the other, adds its sums up, joins its rows, and hands its state on.
+
+    Args:
+        n: the number of rows.
+        parts: into how many they are divided.
+        part: a function of ``(begin, size, state)`` that returns sums, rows and the next state.
+        state: what the first part starts from.
+
+    Returns:
+        The sums, the rows, and the last state.
+    """
+    if parts == 1:
+        size, count, rest = n, 1, 0
+    elif isinstance(n, int):  # every shape is static, as XLA wants it: what is left is one more part, by itself
+        size = -(-n // parts)
+        count, rest = divmod(n, size) if n else (1, 0)
+    else:
+        size = tf.maximum(-(-n // parts), 1)
+        count, rest = tf.maximum(-(-n // size), 1), 0
+    sums, rows, state = part(0, size, state)
+    pieces = [[row] for row in rows]
+    if not isinstance(count, int) or count > 1:
+        arrays = [tf.TensorArray(row.dtype, count - 1, infer_shape=False, element_shape=row.shape) for row in rows]
+
+        def body(index: Any, sums: Any, state: Any, arrays: Any) -> Any:
+            more, rows, state = part(index * size, size, state)
+            arrays = [array.write(index - 1, row) for array, row in zip(arrays, rows, strict=True)]
+            return index + 1, _add(sums, more), state, arrays
+
+        start = _after([*sums, *rows], 1), sums, state, arrays
+        _, sums, state, arrays = tf.while_loop(lambda i, *_: i < count, body, start, parallel_iterations=1)
+        pieces = [[*piece, array.concat()] for piece, array in zip(pieces, arrays, strict=True)]
+    if rest:
+        more, rows, state = part(_after([*sums, *rows], count * size), rest, state)
+        sums, pieces = _add(sums, more), [[*piece, row] for piece, row in zip(pieces, rows, strict=True)]
+    return sums, [tf.concat(piece, 0) for piece in pieces], state or []
+
+
+def _add(sums: list[Any], more: list[Any]) -> list[Any]:
+    return [total + term for total, term in zip(sums, more, strict=True)]
+
+
+def _after(tensors: list[Any], begin: Any) -> Any:
+    """``begin``, but not before the tensors are there. Otherwise parts would run, and take memory, side by side."""
+    with tf.control_dependencies(tensors):
+        return tf.identity(begin)
+
+
+def _rows(tensor: Any) -> Any:
+    """An integer where that is static; ``None`` where there are no rows."""
+    shape = tensor.shape
+    if shape is not None and getattr(shape, "rank", len(shape)) == 0:
+        return None
+    if isinstance(shape, tf.TensorShape) and (shape.rank is None or shape[0] is None):
+        if isinstance(tensor, tf.RaggedTensor):
+            return tf.cast(tensor.nrows(), "int32")
+        return tf.cast(tf.shape(tensor)[0], "int32")
+    return int(shape[0])

@@ -1,0 +1,121 @@
+"""What a question to the oracle is: its arguments, and what variables hold and assign while it is asked.
+
+Chapter 06 of the book teaches it.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from companion import arguments
+from companion.merging import weighted_mean
+from companion.replicas import replicas_of
+
+
+class Recorder(keras.StatelessScope):
+    """During a question: what variables hold. It notes which of them the question assigns, whoever owns them.
+
+    Args:
+        known: pairs of a variable and its value.
+    """
+
+    def __init__(self, known: list[Any]) -> None:
+        super().__init__(known, collect_losses=True)
+        self.assigned: dict[int, Any] = {}
+
+    def __enter__(self) -> Any:
+        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        return super().__enter__()
+
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        """Notes an assignment, which Keras sends here instead of to the variable."""
+        if self._graph is not (None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()):
+            raise ValueError(
+                "A variable is assigned in a branch, in a loop, or in a `tf.function` inside the model or the loss, "
+                "where its value cannot be followed from part to part and from question to question: assign outside, "
+                "or train in one part with an optimizer that asks once. Received: an assignment to "
+                f"{update[0].path!r}"
+            )
+        self.assigned[id(update[0])] = update[0]
+        super().add_update(update)
+
+
+def check_question(
+    model: Any, micro_batches: Any = 1, weight_fn: Any = None, merge: Any = weighted_mean, loss: Any = None
+) -> int:
+    """Raises the error that says what is wrong with the arguments of a :class:`~companion.GradientOracle`.
+
+    Args:
+        model: what should be a ``keras.Model``, compiled unless there is a ``loss``.
+        micro_batches: what should be an integer of at least 1.
+        weight_fn: what should be ``None``, ``"sum"`` or a function.
+        merge: what should be a function.
+        loss: what should be ``None`` or a function.
+
+    Returns:
+        ``micro_batches``.
+
+    Raises:
+        RuntimeError: Keras runs on another backend than TensorFlow, or is too old.
+        TypeError: ``model`` is not a ``keras.Model``.
+        ValueError: anything else is wrong.
+    """
+    arguments.environment()
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model. Received: model={model!r}")
+    micro_batches = arguments.integer("micro_batches", micro_batches, 1)
+    if weight_fn not in (None, "sum") and not callable(weight_fn):
+        raise ValueError(
+            '`weight_fn` must be a function of (x, y, sample_weight), or "sum" for a loss that is a sum. Received: '
+            f"weight_fn={weight_fn!r}"
+        )
+    if loss is not None and not callable(loss):
+        raise ValueError(f"`loss` must be a function of (x, y, sample_weight). Received: loss={loss!r}")
+    if not callable(merge):
+        raise ValueError(
+            "`merge` must be a function of (gradients, weights), such as companion.merging.median. "
+            f"Received: merge={merge!r}"
+        )
+    if loss is None and (not model.compiled or model.optimizer is None):
+        raise ValueError(
+            "`model` must be compiled with an optimizer first: call `model.compile(...)`. Received: "
+            f"model={model.name!r}, optimizer={getattr(model, 'optimizer', None)!r}"
+        )
+    replicas = replicas_of(model)
+    has_own_loss = loss is None and type(model).compute_loss is not keras.Model.compute_loss
+    if has_own_loss and weight_fn is None and micro_batches * replicas > 1:
+        raise ValueError(
+            f"`model` has a `compute_loss` of its own, {type(model).__name__}.compute_loss, which does not say what it "
+            'divides by: pass `weight_fn`, a function of (x, y, sample_weight) that returns it for a part, or "sum" '
+            "if it is a sum."
+        )
+    if replicas > 1 and (weight_fn is not None or loss is not None):
+        raise ValueError(
+            "`weight_fn` and `loss` work on one replica only: Keras divides some losses by the number of replicas and "
+            f"leaves others as they are. Received: weight_fn={weight_fn!r}, loss={loss!r} on {replicas} replicas"
+        )
+    return micro_batches
+
+
+def loss_tracker(model: keras.Model) -> Any:
+    """Keras's own metric of the loss, which is the first of a compiled model, whatever a subclass calls its metrics.
+
+    Args:
+        model: a compiled model.
+    """
+    return keras.Model.metrics.fget(model)[0]
+
+
+def in_training(signature: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with ``training=True`` where it can be told, which Keras decides by the signature.
+
+    Args:
+        signature: whose arguments count.
+        function: what is to be called.
+    """
+    takes_it = "training" in inspect.signature(signature).parameters
+    return functools.partial(function, training=True) if takes_it else function

@@ -1,0 +1,173 @@
+"""Holds the law of the house on any list of models: in one part, an injected step leaves everything as Keras's own."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator
+
+import companion
+from companion import CoalesceGradients, GradientOracle, InjectedOptimizer, inject
+from tests.kit.models import CASES, SGD, Case
+
+pytestmark = pytest.mark.filterwarnings("ignore:Gradients do not exist")
+
+
+def variables_of(*roots: Any) -> Iterator[Any]:
+    """Every Keras variable that can be reached from some objects, in the order in which they are found."""
+    seen, waiting = set[int](), list(roots)
+    while waiting:
+        item = waiting.pop(0)
+        if id(item) in seen or isinstance(item, (str, bytes, type, np.ndarray, tf.Tensor, tf.TypeSpec)):
+            continue
+        seen.add(id(item))
+        if isinstance(item, keras.Variable):
+            yield item
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            waiting.extend(item)
+        elif type(item).__module__.startswith(("keras.", "tests.", "companion.")) and hasattr(item, "__dict__"):
+            waiting.extend(value for key, value in vars(item).items() if "node" not in key)
+
+
+def numbers_of(case: Case) -> list[tuple[str, Any]]:
+    """What a step may have moved, without the names that a wrapper changes."""
+    optimizer = case.model.optimizer
+    theirs = {id(variable) for variable in variables_of(optimizer)}
+    model = [variable for variable in variables_of(case.model, *case.others) if id(variable) not in theirs]
+    everything = [*model, *optimizer.variables, global_seed_generator().state]
+    return [(variable.path, variable.numpy()) for variable in everything]
+
+
+def steps(case: Case, prepare: Callable[[Any], Any], how: str = "eager", count: int = 3) -> tuple[Any, Any]:
+    """What every step shows, and what everything is afterwards."""
+    prepare(case.model)
+    step = case.model.train_step
+    if how != "eager":
+        step = tf.function(step, autograph=False, jit_compile=how == "XLA", reduce_retracing=True)
+    logs = [{name: np.array(value) for name, value in step(case.batch).items()} for _ in range(count)]
+    return logs, numbers_of(case)
+
+
+def keras_alone(case: Case) -> None:
+    if case.has_rows:
+        case.model.optimizer = CoalesceGradients(case.model.optimizer)
+
+
+def assert_identical(found: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
+    (logs, numbers), (expected_logs, expected_numbers) = found, expected
+    for mine, theirs in zip(logs, expected_logs, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            np.testing.assert_array_equal(mine[name], value, err_msg=name)
+    assert [name for name, _ in numbers] == [name for name, _ in expected_numbers]
+    for (name, mine), (_, theirs) in zip(numbers, expected_numbers, strict=True):
+        np.testing.assert_array_equal(mine, theirs, err_msg=name)
+
+
+def plain_and_injected(name: str, how: str) -> None:
+    case = CASES[name]()
+    expected = steps(case, lambda model: keras_alone(case), how)
+    assert_identical(steps(CASES[name](), inject, how), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_part_is_keras_own_step(name: str) -> None:
+    plain_and_injected(name, "eager")
+
+
+COMPILED = ["not built", "stateful gru", "variational autoencoder", "tracker in compute loss", "loss with state"]
+
+
+@pytest.mark.parametrize("name", [*COMPILED, "compute metrics of its own", "draws in a branch", "masked transformer"])
+def test_one_part_is_keras_own_step_in_a_graph(name: str) -> None:
+    plain_and_injected(name, "graph")
+
+
+@pytest.mark.parametrize("name", ["batch norm and dropout", "variational autoencoder", "two outputs"])
+def test_one_part_is_keras_own_step_under_xla(name: str) -> None:
+    plain_and_injected(name, "XLA")
+
+
+def test_one_part_is_keras_own_fit_with_several_steps_at_a_time() -> None:
+    def fit(prepare: Callable[[Any], Any]) -> tuple[Any, Any]:
+        case = CASES["variational autoencoder"]()
+        case.model.compile(SGD(0.1), "mse", steps_per_execution=2)
+        prepare(case.model)
+        x, y = case.batch
+        history = case.model.fit(x, y, batch_size=2, epochs=2, class_weight=None, verbose=0).history
+        return [history], numbers_of(case)
+
+    assert_identical(fit(inject), fit(lambda model: model))
+
+
+# Later questions
+
+
+class Twice(InjectedOptimizer):
+    """Asks twice, here and elsewhere, and goes where the first answer says."""
+
+    def direction(self, oracle: Any, values: Any, learning_rate: Any) -> Any:
+        first = oracle(values)
+        oracle([value + 0.5 for value in values])
+        for one, other in zip(first, oracle(values), strict=True):
+            tf.debugging.assert_equal(one, other)
+        return first
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_first_of_several_questions_is_keras_own_step_and_the_others_move_nothing(name: str) -> None:
+    def steps_of(make: Callable[[], Any], prepare: Callable[[Any], Any]) -> tuple[Any, Any]:
+        case = CASES[name]()
+        case.model.optimizer = make()
+        logs, numbers = steps(case, prepare)
+        slots = {variable.path for variable in case.model.optimizer.variables}
+        return logs, [(path, value) for path, value in numbers if path not in slots]
+
+    expected = steps_of(lambda: SGD(0.1), lambda model: model)
+    ours = lambda: steps_of(lambda: Twice(0.1), inject)  # noqa: E731
+    if CASES[name]().again:
+        for (mine, numbers), (theirs, reference) in [(ours(), expected)]:
+            for one, other in zip(mine, theirs, strict=True):
+                assert one.keys() == other.keys()
+                for key in one:
+                    np.testing.assert_allclose(one[key], other[key], rtol=1e-5, err_msg=key)
+            for (path, one), (_, other) in zip(numbers, reference, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=path)
+    else:
+        with pytest.raises(ValueError, match="train .*in one part, with an optimizer that asks once"):
+            ours()
+
+
+# Several parts
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_in_parts_a_batch_is_divided_exactly_or_not_at_all(name: str) -> None:
+    case = CASES[name]()
+    expected = steps(case, lambda model: keras_alone(case), count=2)
+    case = CASES[name]()
+    before = [weight.copy() for weight in case.model.get_weights()]
+    divide = lambda model: inject(model, micro_batches=4)  # noqa: E731
+    if case.parts == "refused":
+        with pytest.raises(ValueError, match="`micro_batches`|`weight_fn`|in one part"):
+            steps(case, divide)
+        after = case.model.get_weights()[: len(before)]
+        assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
+        return
+    logs, numbers = steps(case, divide, count=2)
+    for mine, theirs in zip(logs, expected[0], strict=True):
+        assert mine.keys() == theirs.keys()
+    if case.parts == "exact":
+        for mine, theirs in zip(logs, expected[0], strict=True):
+            for key in theirs:
+                np.testing.assert_allclose(mine[key], theirs[key], rtol=1e-4, err_msg=key)
+        for (path, mine), (_, theirs) in zip(numbers, expected[1], strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-5, err_msg=path)
+    else:
+        moved = [not np.array_equal(one, other) for one, other in zip(before, case.model.get_weights(), strict=False)]
+        assert any(moved)
