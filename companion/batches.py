@@ -94,10 +94,13 @@ def part_of(tensor: Any, begin: Any, size: Any) -> Any:
         return tensor[begin : begin + size]
     rest = list(tensor.shape[1:])
     if isinstance(tensor, tf.SparseTensor):
-        shape = [tensor.dense_shape[axis + 1] if length is None else length for axis, length in enumerate(rest)]
-        found = tf.sparse.slice(tensor, tf.stack([begin, *[0] * len(rest)]), tf.stack([size, *shape]))
-        count = size if isinstance(size, int) else found.dense_shape[0]
-        return tf.SparseTensor(found.indices, found.values, tf.stack([tf.cast(n, "int64") for n in (count, *shape)]))
+        lengths = [tensor.dense_shape[axis + 1] if n is None else tf.cast(n, "int64") for axis, n in enumerate(rest)]
+        zeros = [tf.zeros((), "int64")] * len(rest)
+        found = tf.sparse.slice(
+            tensor, tf.stack([tf.cast(begin, "int64"), *zeros]), tf.stack([tf.cast(size, "int64"), *lengths])
+        )
+        count = tf.constant(size, "int64") if isinstance(size, int) else found.dense_shape[0]
+        return tf.SparseTensor(found.indices, found.values, tf.stack([count, *lengths]))
     if isinstance(size, int):
         return tf.ensure_shape(tf.slice(tensor, [begin, *[0] * len(rest)], [size, *[-1] * len(rest)]), [size, *rest])
     return tensor[begin : begin + size]

@@ -218,17 +218,23 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
             )
         return inject(model, micro_batches)
 
-    def step(self, oracle: GradientOracle) -> None:
+    def step(self, oracle: GradientOracle) -> Any:
         """Takes one step on the oracle's batch: for a training step of your own, with two models for example.
 
         Args:
             oracle: a :class:`~companion.GradientOracle` that has not been asked. Give it a ``loss`` if the step has
                 one of its own.
+
+        Returns:
+            The loss at the weights from which the step went.
         """
         if not isinstance(oracle, GradientOracle):
             raise TypeError(f"`oracle` must be a companion.GradientOracle. Received: oracle={oracle!r}")
-        theirs = oracle.model.optimizer  # where the loss is scaled, Keras has wrapped the optimizer to do it
+        theirs = getattr(
+            oracle.model, "optimizer", None
+        )  # where the loss is scaled, Keras has wrapped the optimizer to do it
         _take_step(theirs if self in wrapped_by(theirs) else self, oracle)
+        return oracle.loss
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Applies the direction. Raises ``RuntimeError`` if nobody has asked for it."""

@@ -22,7 +22,7 @@ import tensorflow as tf
 from keras import ops, tree
 
 from companion.batches import divisible, examples, part_of, sum_over_parts, unpacked
-from companion.denominators import activity_as_mean, compiled_loss, loss_shares, standing_in
+from companion.denominators import activity_as_mean, compiled_loss, is_built, loss_shares, standing_in
 from companion.gradients import coalesce, kind_of, scaled, widened
 from companion.merging import weighted_mean
 from companion.questions import Recorder, check_question, in_training, loss_tracker
@@ -219,6 +219,11 @@ class GradientOracle:
         return [*merged, *weighted_mean([losses], weights)]
 
     @property
+    def loss(self) -> Any:
+        """The loss that the first question found."""
+        return self._told[0][0]
+
+    @property
     def denominator(self) -> Any:
         """What the loss of the whole batch, on all replicas, divides by: the batch's weight among other batches.
 
@@ -257,9 +262,13 @@ class GradientOracle:
         if self._is_prepared:
             return
         (x, y, sample_weight), model, compiled = self._batch, self.model, compiled_loss(self.model)
-        if self._loss is None and not (model.built and getattr(compiled, "built", True)):  # traced, to build them
+        if self._loss is None and not (model.built and getattr(compiled, "built", True)):
             call = compiled or (lambda y, outputs, sample_weight: outputs)
-            tf.function(lambda: call(y, model(x, training=False), sample_weight)).get_concrete_function()
+            build: Any = lambda: call(y, model(x, training=False), sample_weight)  # noqa: E731
+        else:
+            build = None if self._loss is None or is_built(model) else lambda: self._loss(x, y, sample_weight)
+        if build:  # by tracing it: nothing is computed
+            tf.function(build, autograph=False).get_concrete_function()
         if not self.is_whole and self._loss is None:
             if self._takes_loss_as_it_is:
                 self._shares = loss_shares(compiled, self.micro_batches, self.is_whole)
@@ -273,14 +282,17 @@ class GradientOracle:
     def _measure(self) -> None:
         """Lets each loss say what it divides by on the whole batch."""
         self._shares = loss_shares(compiled_loss(self.model), self.micro_batches, self.is_whole)
-        if not tf.executing_eagerly():
-            denominators = _only(lambda: self._look(self._batch))
-        elif self.micro_batches == 1:
-            denominators = self._look(self._batch)
+        n, size, look = self._examples, self._examples, self._look if tf.executing_eagerly() else self._look_only
+        if not tf.executing_eagerly() or self.micro_batches == 1:
+            denominators = look(self._batch)
         else:  # by parts, or the memory that they save would be needed here; of at least two rows, to know rows
-            n, size = self._examples, max(-(-self._examples // self.micro_batches), 2)
-            found = [self._look(self._slice(begin, min(size, n - begin))) for begin in range(0, max(n, 1), size)]
+            size = max(-(-n // self.micro_batches), 2)
+            found = [look(self._slice(begin, min(size, n - begin))) for begin in range(0, max(n, 1), size)]
             denominators = [tf.add_n(each) for each in zip(*found, strict=True)]
+        if self.micro_batches > 1 and any(self._are_sums) and isinstance(n, int) and n > 1:
+            likely = self._are_sums  # a loss for each example has fewer entries if there is one example less
+            look(self._slice(0, min(size, n) - 1))
+            self._are_sums = [one and other for one, other in zip(likely, self._are_sums, strict=True)]
         totals = iter(self._totals(denominators))
         for share in self._shares:
             share.denominator = None if share.denominator is None else next(totals)
@@ -292,11 +304,17 @@ class GradientOracle:
         with keras.StatelessScope(weights, collect_losses=True) as scope:
             outputs = in_training(self.model.call, self.model)(x)
             self._adds_losses, rows = bool(scope.losses), examples(x)
-            self._are_sums = [len(loss.shape) > 0 and loss.shape[0] in (None, rows) for loss in self.model.losses]
+            known = (None, rows if isinstance(rows, int) else None)
+            self._are_sums = [len(loss.shape) > 0 and loss.shape[0] in known for loss in self.model.losses]
             if self._shares:
                 with standing_in(compiled, [share.measure for share in self._shares]):
                     compiled(y, outputs, sample_weight)
         return [share.denominator for share in self._shares if share.denominator is not None]
+
+    def _look_only(self, batch: Any) -> list[Any]:
+        """The same in a graph, where nothing else is computed: no assertion on the shape of a model's outputs."""
+        traced = tf.compat.v1.wrap_function(lambda: self._look(batch), [])
+        return traced.prune([], traced.outputs)() if traced.outputs else []
 
     def _weigh(self, x: Any, y: Any, sample_weight: Any) -> Any:
         return tf.cast(self._weight_fn(x, y, sample_weight), keras.config.floatx())  # as Keras's losses are
@@ -317,7 +335,8 @@ class GradientOracle:
         ]
 
     def _scale(self, loss: Any) -> Any:
-        return loss if self.model.optimizer is None else self.model.optimizer.scale_loss(loss)
+        optimizer = getattr(self.model, "optimizer", None)  # a model that was not compiled has none
+        return loss if optimizer is None else optimizer.scale_loss(loss)
 
     def _part(
         self, values: list[Any], is_first: bool, begin: Any, size: Any, carried: list[Any] | None
@@ -414,9 +433,3 @@ class GradientOracle:
         if self.micro_batches == 1:
             return self._batch
         return tree.map_structure(lambda x: None if x is None else part_of(x, begin, size), self._batch)
-
-
-def _only(function: Callable[[], list[Any]]) -> list[Any]:
-    """What a function returns. In a graph, nothing else is computed: no assertion on the shape of a model's outputs."""
-    traced = tf.compat.v1.wrap_function(function, [])
-    return traced.prune([], traced.outputs)() if traced.outputs else []

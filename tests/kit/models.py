@@ -313,7 +313,7 @@ def sample_weights() -> Case:
 @case
 def mixed_precision() -> Case:
     layers = [keras.Input((4,)), L.Dense(3, "relu", dtype="mixed_float16"), L.Dense(1, dtype="float32")]
-    optimizer = keras.optimizers.LossScaleOptimizer(SGD(0.1), initial_scale=2.0**40, dynamic_growth_steps=2)
+    optimizer = keras.optimizers.LossScaleOptimizer(SGD(0.1), initial_scale=2.0**15, dynamic_growth_steps=2)
     return Case(compiled(layers, optimizer=optimizer), (X, Y), parts="drawn")
 
 
