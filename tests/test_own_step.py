@@ -1,5 +1,6 @@
 """Holds the law of the house on any list of models: in one part, an injected step leaves everything as Keras's own."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,10 +8,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from keras.src.random.seed_generator import global_seed_generator
 
 from companion import CoalesceGradients, InjectedOptimizer, inject
-from tests.kit.models import CASES, SGD, Case
+from tests.kit.models import CASES, RANDOM_LAYERS, RANDOM_LOSSES, SGD, Case
+from tests.processes import on_devices
 
 pytestmark = pytest.mark.filterwarnings("ignore:Gradients do not exist")
 
@@ -170,3 +174,79 @@ def test_in_parts_a_batch_is_divided_exactly_or_not_at_all(name: str) -> None:
     else:
         moved = [not np.array_equal(one, other) for one, other in zip(before, case.model.get_weights(), strict=False)]
         assert any(moved) or not before  # it was not built
+
+
+# Replicas
+
+
+def on_two_replicas() -> dict[str, Any]:
+    """State after two steps on two replicas of three rows each, by Keras and injected."""
+    found: dict[str, Any] = {}
+    for name in ("batch norm and dropout", "variational autoencoder", "layer with counter and metric", "two outputs"):
+        for who, prepare in (("keras", lambda model: model), ("ours", inject), ("twice", None)):
+            strategy = tf.distribute.MirroredStrategy()
+            with strategy.scope():
+                case = CASES[name]()
+                if who == "twice":
+                    case.model.compile(Twice(0.0), case.model.loss)
+                    inject(case.model)
+                else:
+                    case.model.compile(SGD(0.0), case.model.loss)
+                    prepare(case.model)
+            x, y = case.batch
+            history = case.model.fit(x, y, batch_size=6, epochs=2, shuffle=False, verbose=0).history
+            state = [variable.numpy().tolist() for variable in case.model.non_trainable_variables]
+            found[f"{name}, {who}"] = [history, state]
+    return found
+
+
+@functools.cache
+def two_replicas() -> dict[str, Any]:
+    program = "from tests import test_own_step\nprint(json.dumps(test_own_step.on_two_replicas()))"
+    return on_devices(2, program)
+
+
+@pytest.mark.parametrize("who", ["ours", "twice"])
+@pytest.mark.parametrize(
+    "name", ["batch norm and dropout", "variational autoencoder", "layer with counter and metric", "two outputs"]
+)
+def test_on_replicas_state_is_carried_on_as_by_keras(name: str, who: str) -> None:
+    found = two_replicas()
+    (history, state), (expected_history, expected_state) = found[f"{name}, {who}"], found[f"{name}, keras"]
+    assert history.keys() == expected_history.keys()
+    for key, values in expected_history.items():
+        np.testing.assert_allclose(history[key], values, rtol=1e-5, err_msg=key)
+    for one, other in zip(state, expected_state, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+# Random models and batches
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+@given(
+    width=st.integers(1, 4),
+    rows=st.integers(1, 6),
+    layers=st.lists(st.sampled_from(sorted(RANDOM_LAYERS)), max_size=4),
+    loss=st.sampled_from(sorted(RANDOM_LOSSES)),
+    reduction=st.sampled_from(["sum_over_batch_size", "sum", "mean", "mean_with_sample_weight"]),
+    optimizer=st.sampled_from(["sgd", "adam", "rmsprop", "lion", "adagrad", "ftrl"]),
+    weighted=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_random_models_and_batches(
+    width: int, rows: int, layers: Any, loss: Any, reduction: str, optimizer: str, weighted: bool, seed: int
+) -> None:
+    def run(prepare: Callable[[Any], Any]) -> tuple[Any, Any]:
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(seed)
+        made = [RANDOM_LAYERS[layer]() for layer in layers]
+        model = keras.Sequential([keras.Input((width,)), *made, keras.layers.Dense(3, RANDOM_LOSSES[loss][1])])
+        model.compile(optimizer, RANDOM_LOSSES[loss][0](reduction=reduction), metrics=["mae"])
+        generator = np.random.default_rng(seed)
+        x, y, weight = (generator.uniform(size=size).astype("float32") for size in ((rows, width), (rows, 3), rows))
+        batch = tuple(map(tf.constant, (x, y, weight) if weighted else (x, y)))
+        return steps(Case(model, batch), prepare, count=2)
+
+    assert_identical(run(inject), run(lambda model: model))

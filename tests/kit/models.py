@@ -436,3 +436,28 @@ class NotScalar(NoTraining):
 @case
 def compute_loss_that_is_not_scalar() -> Case:
     return Case(compiled(NotScalar(), None), (X, Y), parts="refused")
+
+
+# What random models are made of
+
+RANDOM_LAYERS: dict[str, Callable[[], Any]] = {
+    "dense": lambda: L.Dense(3, "tanh", kernel_regularizer="l2"),
+    "active": lambda: L.Dense(2, "relu", activity_regularizer="l1", kernel_constraint="non_neg"),
+    "dropout": lambda: L.Dropout(0.3),
+    "noise": lambda: L.GaussianNoise(0.1),
+    "batch norm": lambda: L.BatchNormalization(),
+    "spectral norm": lambda: L.SpectralNormalization(L.Dense(2)),
+    "counter": Counting,
+    "branch": Branch,
+    "adds": lambda: L.ActivityRegularization(0.1),
+    "recurrent": lambda: keras.Sequential([L.Reshape((-1, 1)), L.GRU(2, dropout=0.2)]),
+    "lookup": lambda: keras.Sequential([L.Dense(2), L.Softmax(), L.Dense(2, use_bias=False)]),
+}
+RANDOM_LOSSES: dict[str, tuple[Any, str]] = {
+    "mse": (keras.losses.MeanSquaredError, "linear"),
+    "cosine": (keras.losses.CosineSimilarity, "linear"),
+    "binary": (keras.losses.BinaryCrossentropy, "sigmoid"),
+    "divergence": (keras.losses.KLDivergence, "softmax"),
+    "poisson": (keras.losses.Poisson, "softplus"),
+    "dice": (keras.losses.Dice, "sigmoid"),
+}
