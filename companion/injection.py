@@ -18,7 +18,7 @@ from companion.gradients import all_finite, scaled
 from companion.merging import weighted_mean
 from companion.oracle import GradientOracle
 from companion.questions import check_question
-from companion.replicas import brought_by_one, replicas_of
+from companion.replicas import brought_by_one, has_workers, replicas_of
 from companion.wrapping import wrapped_by
 
 # Private names of Keras, checked on 3.13.2 and 3.15.1; tests/test_injection.py notices when they move.
@@ -39,9 +39,7 @@ def inject(
        \nabla L(\theta) = \frac{1}{\sum_i D_i} \sum_i \nabla S_i(\theta)
 
     In one part, the step leaves everything as Keras's own would: the weights, what ``fit`` shows, and every variable
-    that anything assigns. One thing differs: repeated rows of an embedding are summed first, as
-    :class:`~companion.CoalesceGradients` does.
-
+    that anything assigns; only repeated rows of an embedding are summed, as by :class:`~companion.CoalesceGradients`.
     In several parts, peak memory is that of a part, and the weights, the loss, the metrics and the history are those of
     the whole batch: with masks, sample weights, several outputs, a ragged last batch, and on several replicas: devices
     of one machine (``tf.distribute.MirroredStrategy``), or of several (``MultiWorkerMirroredStrategy``, which Keras's
@@ -81,7 +79,7 @@ def inject(
     model.train_function = None
     if replicas_of(model) > 1:
         setattr(model, _BUILD_FROM_ITERATOR, functools.partial(_build_from_one_shard, model))
-    if _has_workers(model):
+    if has_workers(model):
         model.test_step, model.test_function = functools.partial(_test_step, model), None
     return model
 
@@ -307,15 +305,9 @@ def _test_step(model: Any, data: Any) -> dict[str, Any]:
 
 def _logs(model: Any, results: dict[str, Any]) -> dict[str, Any]:
     """Metrics as Keras wants them: of several workers' it takes the mean over the first axis, and scalars have none."""
-    if not _has_workers(model):
+    if not has_workers(model):
         return results
     return {name: tf.reshape(result, (1,)) for name, result in results.items()}
-
-
-def _has_workers(model: Any) -> bool:
-    """Whether the model was made under a strategy that spans several processes."""
-    resolver = model.distribute_strategy.cluster_resolver
-    return resolver is not None and bool(resolver.cluster_spec().jobs)
 
 
 def _take_step(optimizer: Any, oracle: GradientOracle) -> dict[str, Any]:
@@ -450,16 +442,14 @@ def _check(model: Any) -> None:
         "train_step" in vars(model) and not _is_injected(model)
     ):
         raise ValueError(
-            "`model` has a `train_step` of its own, which an injection would replace. Call `optimizer.step(oracle)` "
-            "there, with oracle=companion.GradientOracle(model, data, loss=function); or with another optimizer than "
-            "an InjectedOptimizer, optimizer.apply(oracle(), model.trainable_variables). Received: "
-            f"model={model.name!r} of class {type(model).__name__}"
+            "`model` has a `train_step` of its own, which an injection would replace. Call `optimizer.step(oracle)` in "
+            "it, with oracle=companion.GradientOracle(model, data, loss=function), or, for an optimizer of Keras, "
+            f"optimizer.apply(oracle(), model.trainable_variables). Received: {model.name!r} of {type(model).__name__}"
         )
     outer: list[Any] = []
     for layer in wrapped_by(model.optimizer):
-        if isinstance(layer, InjectedOptimizer) and not all(
-            isinstance(other, keras.optimizers.LossScaleOptimizer) for other in outer
-        ):
+        is_wrapped = not all(isinstance(other, keras.optimizers.LossScaleOptimizer) for other in outer)
+        if isinstance(layer, InjectedOptimizer) and is_wrapped:
             raise ValueError(
                 f"{type(layer).__name__} asks for several gradients of one batch, and must not be wrapped: for a batch "
                 f"in parts, pass `micro_batches` to `inject`. Received: it is wrapped by {type(outer[-1]).__name__}"

@@ -15,6 +15,16 @@ def replicas_of(model: Any) -> int:
     return model.distribute_strategy.num_replicas_in_sync
 
 
+def has_workers(model: Any) -> bool:
+    """Whether a model was made under a strategy that spans several processes.
+
+    Args:
+        model: a ``keras.Model``.
+    """
+    resolver = model.distribute_strategy.cluster_resolver
+    return resolver is not None and bool(resolver.cluster_spec().jobs)
+
+
 def gather(tensors: list[Any]) -> list[Any]:
     """A row from each replica, on every replica.
 

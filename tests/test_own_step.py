@@ -14,7 +14,7 @@ from keras.src.random.seed_generator import global_seed_generator
 
 from companion import CoalesceGradients, InjectedOptimizer, inject
 from tests.kit.models import CASES, RANDOM_LAYERS, RANDOM_LOSSES, SGD, Case
-from tests.processes import on_devices
+from tests.kit.processes import on_devices
 
 pytestmark = pytest.mark.filterwarnings("ignore:Gradients do not exist")
 
