@@ -131,7 +131,11 @@ def sum_over_parts(
     sums, rows, state = part(0, size, state)
     pieces = [[row] for row in rows]
     if not isinstance(count, int) or count > 1:
-        arrays = [tf.TensorArray(row.dtype, count - 1, infer_shape=False, element_shape=row.shape) for row in rows]
+        shapes = [tf.TensorShape([None, *row.shape[1:]]) for row in rows]
+        arrays = [
+            tf.TensorArray(row.dtype, count - 1, infer_shape=False, element_shape=shape)
+            for row, shape in zip(rows, shapes, strict=True)
+        ]
 
         def body(index: Any, sums: Any, state: Any, arrays: Any) -> Any:
             more, rows, state = part(index * size, size, state)

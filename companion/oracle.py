@@ -109,7 +109,8 @@ class GradientOracle:
         if self._batch[1] is None and not has_own_loss and loss is None and compiled_loss(model) is not None:
             raise ValueError("`data` must hold targets, because the model was compiled with a loss. Received: y=None")
         self._examples = examples(self._batch[0])
-        (self._all_examples,) = self._totals([tf.cast(self._examples, keras.config.floatx())])
+        if not self.is_whole:
+            (self._all_examples,) = self._totals([tf.cast(self._examples, keras.config.floatx())])
         self._moving, self._start, self._outputs = list[Any](), list[Any](), None
         self._shares, self._are_sums, self._adds_losses = list[Any](), list[bool](), False
         self._is_prepared, self._asked, self._reports = False, False, True
@@ -221,6 +222,8 @@ class GradientOracle:
     @property
     def loss(self) -> Any:
         """The loss that the first question found."""
+        if not self._asked:
+            raise ValueError("There is no loss yet: ask first, by calling the oracle.")
         return self._told[0][0]
 
     @property
@@ -245,7 +248,9 @@ class GradientOracle:
         if (is_known and all(share.counts_examples for share in shares)) or (
             self._loss is not None and self._weight_fn is None
         ):
-            return shares[0].rows if self.is_whole and shares else self._all_examples
+            if not self.is_whole:
+                return self._all_examples
+            return shares[0].rows if shares else tf.cast(self._examples, keras.config.floatx())
         if is_known and len(shares) == 1 and shares[0].loss.reduction != "sum" and not self._adds_losses:
             return shares[0].denominator
         losses = [f"{share.output!r} with reduction={share.loss.reduction!r}" for share in shares]
@@ -301,7 +306,7 @@ class GradientOracle:
         """What a call of the model adds to the loss; the denominators, as far as there are."""
         (x, y, sample_weight), compiled = batch, compiled_loss(self.model)
         weights = [(variable, variable.value) for variable in self.model.trainable_variables]  # for regularizers
-        with keras.StatelessScope(weights, collect_losses=True) as scope:
+        with Recorder(weights) as scope:
             outputs = in_training(self.model.call, self.model)(x)
             self._adds_losses, rows = bool(scope.losses), examples(x)
             known = (None, rows if isinstance(rows, int) else None)
@@ -348,7 +353,7 @@ class GradientOracle:
         batch, model, is_new, logs = self._slice(begin, size), self.model, carried is None, list[Any]()
         share = 1 if self.is_whole else tf.cast(examples(batch[0]), self._all_examples.dtype) / self._all_examples
         known = [*zip(model.trainable_variables, values, strict=True), *zip(self._moving, carried or [], strict=False)]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with tf.GradientTape() as tape:
             tape.watch(values)
             with Recorder(known) as scope:
                 losses, outputs = self._losses(batch, share)
@@ -357,16 +362,16 @@ class GradientOracle:
             scaled_loss = self._scale(losses[0])
         unscale = 1 / self._scale(1.0)
         gradients = [scaled(widened(gradient), unscale) for gradient in tape.gradient(scaled_loss, values)]
-        kinds = [kind_of(gradient) for gradient in gradients]
-        if is_new:
-            self._kinds, self._outputs = kinds, outputs if self.micro_batches == 1 else None
-            self._moving = self._assigned_in(scope)
-        elif kinds != self._kinds:
+        read = {id(variable) for variable in tape.watched_variables()}
+        if names := [variable.path for variable in model.trainable_variables if id(variable.value) in read]:
             raise ValueError(
-                "A later question or part depends on other variables than the first, because a `tf.function` inside "
-                "keeps what it was traced with: leave it out, or train in one part with an optimizer that asks once. "
-                f"Received: model={model.name!r}"
+                "A `tf.function` inside the model or the loss was traced before, and reads variables where questions "
+                "cannot be asked elsewhere: leave `tf.function` out, which `fit` does not need, or train in one part "
+                f"with an optimizer that asks once. Received: {', '.join(names)}"
             )
+        if is_new:
+            self._kinds = [kind_of(gradient) for gradient in gradients]
+            self._moving, self._outputs = self._assigned_in(scope), outputs if self.micro_batches == 1 else None
         dense = [gradient for gradient in gradients if kind_of(gradient) == "dense"]
         sparse = [gradient for gradient in gradients if kind_of(gradient) == "sparse"]
         rows = [piece for gradient in sparse for piece in (gradient.indices, gradient.values)]

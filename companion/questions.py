@@ -28,12 +28,23 @@ class Recorder(keras.StatelessScope):
         self.assigned: dict[int, Any] = {}
 
     def __enter__(self) -> Any:
-        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        self._graph = _graph()
         return super().__enter__()
+
+    def get_current_value(self, variable: Any) -> Any:
+        """What a variable holds in the question, which Keras asks for here instead of there."""
+        value = super().get_current_value(variable)
+        if value is not None and _graph() is not self._graph and type(_graph()).__name__ == "FuncGraph":
+            raise ValueError(
+                "A `tf.function` inside the model or the loss reads a variable. It would keep the value that the "
+                "variable has in one question for all others: leave `tf.function` out, which `fit` does not need, or "
+                f"train in one part with an optimizer that asks once. Received: variable={variable.path!r}"
+            )
+        return value
 
     def add_update(self, update: tuple[Any, Any]) -> None:
         """Notes an assignment, which Keras sends here instead of to the variable."""
-        if self._graph is not (None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()):
+        if _graph() is not self._graph:
             raise ValueError(
                 "A variable is assigned in a branch, in a loop, or in a `tf.function` inside the model or the loss, "
                 "where its value cannot be followed from part to part and from question to question: assign outside, "
@@ -42,6 +53,10 @@ class Recorder(keras.StatelessScope):
             )
         self.assigned[id(update[0])] = update[0]
         super().add_update(update)
+
+
+def _graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 def check_question(

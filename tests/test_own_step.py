@@ -96,6 +96,22 @@ def test_one_part_is_keras_own_step_under_xla(name: str) -> None:
     plain_and_injected(name, "XLA")
 
 
+@pytest.mark.parametrize(
+    "name", ["batch norm and dropout", "two outputs", "compute metrics of its own", "frozen layer"]
+)
+def test_the_graph_of_a_step_in_one_part_is_keras_own(name: str) -> None:
+    def operations(prepare: Callable[[Any], Any]) -> list[str]:
+        case = CASES[name]()
+        prepare(case.model)
+        specs = keras.tree.map_structure(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), case.batch)
+        step = tf.function(case.model.train_step, autograph=False, input_signature=[specs])
+        definition = step.get_concrete_function().graph.as_graph_def()
+        functions = [node for function in definition.library.function for node in function.node_def]
+        return sorted(node.op for node in [*definition.node, *functions])
+
+    assert operations(inject) == operations(lambda model: model)
+
+
 def test_one_part_is_keras_own_fit_with_several_steps_at_a_time() -> None:
     def fit(prepare: Callable[[Any], Any]) -> tuple[Any, Any]:
         case = CASES["variational autoencoder"]()
@@ -142,7 +158,7 @@ def test_the_first_of_several_questions_is_keras_own_step_and_the_others_move_no
             for (path, one), (_, other) in zip(numbers, reference, strict=True):
                 np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=path)
     else:
-        with pytest.raises(ValueError, match=r"train .*in one part, with an optimizer that asks once"):
+        with pytest.raises(ValueError, match="with an optimizer that asks once"):
             ours()
 
 
@@ -179,20 +195,19 @@ def test_in_parts_a_batch_is_divided_exactly_or_not_at_all(name: str) -> None:
 # Replicas
 
 
+ON_REPLICAS = ["batch norm and dropout", "variational autoencoder", "layer with counter and metric", "two outputs"]
+
+
 def on_two_replicas() -> dict[str, Any]:
     """State after two steps on two replicas of three rows each, by Keras and injected."""
     found: dict[str, Any] = {}
-    for name in ("batch norm and dropout", "variational autoencoder", "layer with counter and metric", "two outputs"):
-        for who, prepare in (("keras", lambda model: model), ("ours", inject), ("twice", None)):
-            strategy = tf.distribute.MirroredStrategy()
+    strategy = tf.distribute.MirroredStrategy()
+    for name in ON_REPLICAS:
+        for who, prepare in (("keras", lambda model: model), ("ours", inject), ("twice", inject)):
             with strategy.scope():
                 case = CASES[name]()
-                if who == "twice":
-                    case.model.compile(Twice(0.0), case.model.loss)
-                    inject(case.model)
-                else:
-                    case.model.compile(SGD(0.0), case.model.loss)
-                    prepare(case.model)
+                case.model.compile(Twice(0.0) if who == "twice" else SGD(0.0), case.model.loss)
+                prepare(case.model)
             x, y = case.batch
             history = case.model.fit(x, y, batch_size=6, epochs=2, shuffle=False, verbose=0).history
             state = [variable.numpy().tolist() for variable in case.model.non_trainable_variables]
@@ -207,9 +222,7 @@ def two_replicas() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("who", ["ours", "twice"])
-@pytest.mark.parametrize(
-    "name", ["batch norm and dropout", "variational autoencoder", "layer with counter and metric", "two outputs"]
-)
+@pytest.mark.parametrize("name", ON_REPLICAS)
 def test_on_replicas_state_is_carried_on_as_by_keras(name: str, who: str) -> None:
     found = two_replicas()
     (history, state), (expected_history, expected_state) = found[f"{name}, {who}"], found[f"{name}, keras"]

@@ -39,7 +39,8 @@ CASES: dict[str, Callable[[], Case]] = {}
 
 def case(function: Callable[[], Case]) -> Callable[[], Case]:
     def make() -> Case:
-        keras.backend.clear_session()
+        if not tf.distribute.has_strategy():
+            keras.backend.clear_session()
         keras.utils.set_random_seed(7)
         return function()
 
@@ -384,6 +385,22 @@ class Branch(L.Layer):
 @case
 def draws_in_a_branch() -> Case:
     return Case(compiled([keras.Input((4,)), Branch(), L.Dense(1)]), (X, Y), parts="drawn")
+
+
+class Traced(L.Layer):
+    """Its call is a function of TensorFlow."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], 2))
+
+    @tf.function(autograph=False)
+    def call(self, inputs: Any) -> Any:
+        return inputs @ self.kernel.value
+
+
+@case
+def function_of_tensorflow() -> Case:
+    return Case(compiled([keras.Input((4,)), Traced(), L.Dense(1)]), (X, Y), parts="refused", again=False)
 
 
 class Counting(L.Layer):
