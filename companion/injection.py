@@ -43,8 +43,7 @@ def inject(
     In several parts, peak memory is that of a part, and the weights, the loss, the metrics and the history are those of
     the whole batch: with masks, sample weights, several outputs, a ragged last batch, and on several replicas: devices
     of one machine (``tf.distribute.MirroredStrategy``), or of several (``MultiWorkerMirroredStrategy``, which Keras's
-    own step does not support). See :class:`~companion.GradientOracle` for the exceptions, among them BatchNorm and
-    dropout.
+    own step does not support). Exceptions, BatchNorm among them, are listed in :class:`~companion.GradientOracle`.
 
     Args:
         model: a compiled model with the training step of ``keras.Model``.
@@ -444,7 +443,8 @@ def _check(model: Any) -> None:
         raise ValueError(
             "`model` has a `train_step` of its own, which an injection would replace. Call `optimizer.step(oracle)` in "
             "it, with oracle=companion.GradientOracle(model, data, loss=function), or, for an optimizer of Keras, "
-            f"optimizer.apply(oracle(), model.trainable_variables). Received: {model.name!r} of {type(model).__name__}"
+            "optimizer.apply(oracle(), model.trainable_variables). Received: "
+            f"model={model.name!r} of class {type(model).__name__}"
         )
     outer: list[Any] = []
     for layer in wrapped_by(model.optimizer):

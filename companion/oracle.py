@@ -361,13 +361,15 @@ class GradientOracle:
                     logs = self._report_part(batch, outputs, losses[0], share)
             scaled_loss = self._scale(losses[0])
         unscale = 1 / self._scale(1.0)
-        gradients = [scaled(widened(gradient), unscale) for gradient in tape.gradient(scaled_loss, values)]
-        read = {id(variable) for variable in tape.watched_variables()}
-        if names := [variable.path for variable in model.trainable_variables if id(variable.value) in read]:
+        read = {id(variable) for variable in tape.watched_variables()}  # past the scope, which has their values
+        suspects = [variable for variable in model.trainable_variables if id(variable.value) in read]
+        found = tape.gradient(scaled_loss, [*values, *suspects])
+        gradients = [scaled(widened(gradient), unscale) for gradient in found[: len(values)]]
+        if any(gradient is not None for gradient in found[len(values) :]):
             raise ValueError(
                 "A `tf.function` inside the model or the loss was traced before, and reads variables where questions "
                 "cannot be asked elsewhere: leave `tf.function` out, which `fit` does not need, or train in one part "
-                f"with an optimizer that asks once. Received: {', '.join(names)}"
+                f"with an optimizer that asks once. Received: {', '.join(variable.path for variable in suspects)}"
             )
         if is_new:
             self._kinds = [kind_of(gradient) for gradient in gradients]
