@@ -17,7 +17,7 @@ from companion import arguments
 from companion.gradients import all_finite, scaled
 from companion.merging import weighted_mean
 from companion.oracle import GradientOracle
-from companion.questions import check_question
+from companion.questions import Questions, check_question
 from companion.replicas import brought_by_one, has_workers, replicas_of
 from companion.wrapping import wrapped_by
 
@@ -181,7 +181,7 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         """Says where to go. To be written by a subclass.
 
         Args:
-            oracle: a :class:`~companion.injection.Questions`, which is a function of a list of tensors, or of nothing
+            oracle: a :class:`~companion.questions.Questions`, which is a function of a list of tensors, or of nothing
                 for the current weights, that answers a list of gradients there, or at the nearest points that meet
                 the constraints.
             values: the current weights, tensors of one dtype: the widest of the weights', and at least float32.
@@ -330,44 +330,6 @@ def _take_step(optimizer: Any, oracle: GradientOracle) -> dict[str, Any]:
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
     return oracle.report()
-
-
-class Questions:
-    """What an :class:`~companion.InjectedOptimizer` is handed: asked at weights, it answers the gradients there.
-
-    Args:
-        oracle: the :class:`~companion.GradientOracle` of the batch.
-
-    Attributes:
-        model: the model.
-        dtypes: those of the weights.
-        dtype: that of points and answers: the widest of the weights', and at least float32.
-        values: the current weights in it.
-        answers: what the oracle has answered so far.
-    """
-
-    def __init__(self, oracle: GradientOracle) -> None:
-        self.model, self.answers, self._oracle = oracle.model, list[list[Any]](), oracle
-        self.dtypes = [variable.dtype for variable in self.model.trainable_variables]
-        self.dtype = keras.backend.result_type("float32", *self.dtypes)
-        self.values = [tf.cast(variable, self.dtype) for variable in self.model.trainable_variables]
-
-    def __call__(self, values: list[Any] | None = None) -> list[Any]:
-        """Answers at the constrained ``values``, or at the current ones as they are: dense, zeros for ``None``."""
-        answers = self._oracle(None if values is None else self.constrained(values))
-        self.answers.append(answers)
-        return [
-            tf.zeros(value.shape, self.dtype) if answer is None else tf.cast(tf.convert_to_tensor(answer), self.dtype)
-            for answer, value in zip(answers, self.values, strict=True)
-        ]
-
-    def constrained(self, values: list[Any]) -> list[Any]:
-        """What the constraints make of ``values``; the current ones stay, as in the first question of any step."""
-        constraints = [variable.constraint for variable in self.model.trainable_variables]
-        return [
-            value if constraint is None or value is current else tf.cast(constraint(value), value.dtype)
-            for value, current, constraint in zip(values, self.values, constraints, strict=True)
-        ]
 
 
 def _direction(optimizer: InjectedOptimizer, oracle: GradientOracle, is_scaled: bool) -> list[Any]:
