@@ -37,13 +37,22 @@ def compiled_loss(model: keras.Model) -> Any:
     return getattr(model, _COMPILED_LOSS)
 
 
+def layers_of(model: keras.Model) -> list[Any]:
+    """A model and all the layers in it, at any depth.
+
+    Args:
+        model: the model.
+    """
+    return list(getattr(model, _LAYERS)())
+
+
 def is_built(model: keras.Model) -> bool:
     """Whether all that a model consists of has its variables, whether or not the model has been called itself.
 
     Args:
         model: the model.
     """
-    return all(layer.built for layer in getattr(model, _LAYERS)(include_self=False))
+    return all(layer.built for layer in layers_of(model) if layer is not model)
 
 
 def loss_shares(compiled: Any, micro_batches: int, is_whole: bool) -> list["LossShare"]:
@@ -225,7 +234,7 @@ def activity_as_mean(model: keras.Model, share: Any) -> Iterator[None]:
         share: examples of the part over examples of the whole batch.
     """
     is_sum = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 14)
-    layers = [layer for layer in getattr(model, _LAYERS)() if is_sum and layer.activity_regularizer is not None]
+    layers = [layer for layer in layers_of(model) if is_sum and layer.activity_regularizer is not None]
     regularizers = [layer.activity_regularizer for layer in layers]
     for layer, regularizer in zip(layers, regularizers, strict=True):
         layer.activity_regularizer = lambda output, of=regularizer: tf.math.divide_no_nan(

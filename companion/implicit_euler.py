@@ -7,12 +7,12 @@ import tensorflow as tf
 from keras import ops, tree
 
 from companion import arguments
+from companion.denominators import layers_of
 from companion.gradients import moved
 from companion.injection import InjectedOptimizer
 
 _SOLVERS = ("newton_krylov", "fixed_point")
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
-_ALL_LAYERS = "_flatten_layers"  # private in Keras, checked on 3.13.2 and 3.15.1; tests/test_implicit_euler.py notices
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -156,7 +156,7 @@ class ImplicitEuler(InjectedOptimizer):
         if self._questions is not None:
             model = self._questions.model
             losses = [getattr(loss, "dtype", None) or keras.config.floatx() for loss in tree.flatten(model.loss)]
-            names = [*self._questions.dtypes, *losses, *(each.compute_dtype for each in getattr(model, _ALL_LAYERS)())]
+            names = [*self._questions.dtypes, *losses, *(each.compute_dtype for each in layers_of(model))]
         known = [_EPSILON.get(keras.backend.standardize_dtype(name), 0.0) for name in names if name]
         has_tensor_cores = (
             tf.config.list_physical_devices("GPU") and tf.config.experimental.tensor_float_32_execution_enabled()

@@ -248,9 +248,9 @@ class GradientOracle:
         if (is_known and all(share.counts_examples for share in shares)) or (
             self._loss is not None and self._weight_fn is None
         ):
-            if not self.is_whole:
-                return self._all_examples
-            return shares[0].rows if shares else tf.cast(self._examples, keras.config.floatx())
+            if shares and is_known:
+                return shares[0].rows
+            return tf.cast(self._examples, keras.config.floatx()) if self.is_whole else self._all_examples
         if is_known and len(shares) == 1 and shares[0].loss.reduction != "sum" and not self._adds_losses:
             return shares[0].denominator
         losses = [f"{share.output!r} with reduction={share.loss.reduction!r}" for share in shares]
@@ -301,9 +301,11 @@ class GradientOracle:
         totals = iter(self._totals(denominators))
         for share in self._shares:
             share.denominator = None if share.denominator is None else next(totals)
+        for share in self._shares:
+            share.rows = None if share.rows is None else next(totals)
 
     def _look(self, batch: Any) -> list[Any]:
-        """What a call of the model adds to the loss; the denominators, as far as there are."""
+        """What a call of the model adds to the loss; the denominators, then the rows, as far as there are."""
         (x, y, sample_weight), compiled = batch, compiled_loss(self.model)
         weights = [(variable, variable.value) for variable in self.model.trainable_variables]  # for regularizers
         with Recorder(weights) as scope:
@@ -314,7 +316,8 @@ class GradientOracle:
             if self._shares:
                 with standing_in(compiled, [share.measure for share in self._shares]):
                     compiled(y, outputs, sample_weight)
-        return [share.denominator for share in self._shares if share.denominator is not None]
+        found = [*(share.denominator for share in self._shares), *(share.rows for share in self._shares)]
+        return [number for number in found if number is not None]
 
     def _look_only(self, batch: Any) -> list[Any]:
         """The same in a graph, where nothing else is computed: no assertion on the shape of a model's outputs."""
