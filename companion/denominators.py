@@ -37,22 +37,22 @@ def compiled_loss(model: keras.Model) -> Any:
     return getattr(model, _COMPILED_LOSS)
 
 
+def layers_of(model: keras.Model) -> list[Any]:
+    """A model and all the layers in it, at any depth.
+
+    Args:
+        model: the model.
+    """
+    return list(getattr(model, _LAYERS)())
+
+
 def is_built(model: keras.Model) -> bool:
     """Whether all that a model consists of has its variables, whether or not the model has been called itself.
 
     Args:
         model: the model.
     """
-    return all(layer.built for layer in getattr(model, _LAYERS)(include_self=False))
-
-
-def layers_of(model: keras.Model) -> list[Any]:
-    """All layers of a model, those inside others, too.
-
-    Args:
-        model: a model.
-    """
-    return list(getattr(model, _LAYERS)())
+    return all(layer.built for layer in layers_of(model) if layer is not model)
 
 
 def loss_shares(compiled: Any, micro_batches: int, is_whole: bool) -> list["LossShare"]:

@@ -43,8 +43,7 @@ def inject(
     In several parts, peak memory is that of a part, and the weights, the loss, the metrics and the history are those of
     the whole batch: with masks, sample weights, several outputs, a ragged last batch, and on several replicas: devices
     of one machine (``tf.distribute.MirroredStrategy``), or of several (``MultiWorkerMirroredStrategy``, which Keras's
-    own step does not support). See :class:`~companion.GradientOracle` for the exceptions, among them BatchNorm and
-    dropout.
+    own step does not support). Exceptions, BatchNorm among them, are listed in :class:`~companion.GradientOracle`.
 
     Args:
         model: a compiled model with the training step of ``keras.Model``.
@@ -182,7 +181,7 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         """Says where to go. To be written by a subclass.
 
         Args:
-            oracle: what answers the questions of this step, a function of a list of tensors, or of nothing
+            oracle: a :class:`~companion.questions.Questions`, which is a function of a list of tensors, or of nothing
                 for the current weights, that answers a list of gradients there, or at the nearest points that meet
                 the constraints.
             values: the current weights, tensors of one dtype: the widest of the weights', and at least float32.
@@ -388,9 +387,10 @@ def _build_from_one_shard(model: Any, iterator: Any = None, data_batch: Any = No
 def _weighed(optimizer: Any, oracle: GradientOracle) -> Iterator[bool]:
     """Hands the batch's weight to an accumulation that wants it, however it is wrapped; yields whether one does."""
     accumulations = [layer for layer in wrapped_by(optimizer) if vars(layer).get("normalize") == "weight"]
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync  # each brings the merged gradient, and its share
     with ExitStack() as stack:
-        for layer in accumulations:  # each replica brings the merged gradient, and its share of the weight
-            stack.enter_context(layer.weighed(oracle.denominator / replicas_of(oracle.model)))
+        for layer in accumulations:
+            stack.enter_context(layer.weighed(oracle.denominator / replicas))
         yield bool(accumulations)
 
 
@@ -405,7 +405,8 @@ def _check(model: Any) -> None:
         raise ValueError(
             "`model` has a `train_step` of its own, which an injection would replace. Call `optimizer.step(oracle)` in "
             "it, with oracle=companion.GradientOracle(model, data, loss=function), or, for an optimizer of Keras, "
-            f"optimizer.apply(oracle(), model.trainable_variables). Received: {model.name!r} of {type(model).__name__}"
+            "optimizer.apply(oracle(), model.trainable_variables). Received: "
+            f"model={model.name!r} of class {type(model).__name__}"
         )
     outer: list[Any] = []
     for layer in wrapped_by(model.optimizer):

@@ -228,7 +228,7 @@ class GradientOracle:
 
     @property
     def denominator(self) -> Any:
-        """What the loss of the whole batch, on all replicas, divides by: the batch's weight among other batches.
+        """Says what the loss of the whole batch, on all replicas, divides by, which is its weight among other batches.
 
         Raises:
             ValueError: there is no such number: a loss is a sum, or two losses divide by different numbers.
@@ -248,9 +248,9 @@ class GradientOracle:
         if (is_known and all(share.counts_examples for share in shares)) or (
             self._loss is not None and self._weight_fn is None
         ):
-            if not self.is_whole:
-                return self._all_examples
-            return shares[0].rows if shares else tf.cast(self._examples, keras.config.floatx())
+            if shares and is_known:
+                return shares[0].rows
+            return tf.cast(self._examples, keras.config.floatx()) if self.is_whole else self._all_examples
         if is_known and len(shares) == 1 and shares[0].loss.reduction != "sum" and not self._adds_losses:
             return shares[0].denominator
         losses = [f"{share.output!r} with reduction={share.loss.reduction!r}" for share in shares]
@@ -301,9 +301,11 @@ class GradientOracle:
         totals = iter(self._totals(denominators))
         for share in self._shares:
             share.denominator = None if share.denominator is None else next(totals)
+        for share in self._shares:
+            share.rows = None if share.rows is None else next(totals)
 
     def _look(self, batch: Any) -> list[Any]:
-        """What a call of the model adds to the loss; the denominators, as far as there are."""
+        """What a call of the model adds to the loss; the denominators, then the rows, as far as there are."""
         (x, y, sample_weight), compiled = batch, compiled_loss(self.model)
         weights = [(variable, variable.value) for variable in self.model.trainable_variables]  # for regularizers
         with Recorder(weights) as scope:
@@ -314,7 +316,8 @@ class GradientOracle:
             if self._shares:
                 with standing_in(compiled, [share.measure for share in self._shares]):
                     compiled(y, outputs, sample_weight)
-        return [share.denominator for share in self._shares if share.denominator is not None]
+        found = [*(share.denominator for share in self._shares), *(share.rows for share in self._shares)]
+        return [number for number in found if number is not None]
 
     def _look_only(self, batch: Any) -> list[Any]:
         """The same in a graph, where nothing else is computed: no assertion on the shape of a model's outputs."""
@@ -361,13 +364,15 @@ class GradientOracle:
                     logs = self._report_part(batch, outputs, losses[0], share)
             scaled_loss = self._scale(losses[0])
         unscale = 1 / self._scale(1.0)
-        gradients = [scaled(widened(gradient), unscale) for gradient in tape.gradient(scaled_loss, values)]
-        read = {id(variable) for variable in tape.watched_variables()}
-        if names := [variable.path for variable in model.trainable_variables if id(variable.value) in read]:
+        read = {id(variable) for variable in tape.watched_variables()}  # past the scope, which has their values
+        suspects = [variable for variable in model.trainable_variables if id(variable.value) in read]
+        found = tape.gradient(scaled_loss, [*values, *suspects])
+        gradients = [scaled(widened(gradient), unscale) for gradient in found[: len(values)]]
+        if any(gradient is not None for gradient in found[len(values) :]):
             raise ValueError(
                 "A `tf.function` inside the model or the loss was traced before, and reads variables where questions "
                 "cannot be asked elsewhere: leave `tf.function` out, which `fit` does not need, or train in one part "
-                f"with an optimizer that asks once. Received: {', '.join(names)}"
+                f"with an optimizer that asks once. Received: {', '.join(variable.path for variable in suspects)}"
             )
         if is_new:
             self._kinds = [kind_of(gradient) for gradient in gradients]

@@ -1,4 +1,4 @@
-"""What a question to the oracle is: its arguments, and what variables hold and assign while it is asked.
+"""What a question to the oracle is: its arguments, its points, and what variables hold and assign meanwhile.
 
 Chapter 06 of the book teaches it.
 """
@@ -57,6 +57,44 @@ class Recorder(keras.StatelessScope):
 
 def _graph() -> Any:
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+class Questions:
+    """What an :class:`~companion.InjectedOptimizer` is handed: asked at weights, it answers the gradients there.
+
+    Args:
+        oracle: the :class:`~companion.GradientOracle` of the batch.
+
+    Attributes:
+        model: the model.
+        dtypes: those of the weights.
+        dtype: that of points and answers: the widest of the weights', and at least float32.
+        values: the current weights in it.
+        answers: what the oracle has answered so far.
+    """
+
+    def __init__(self, oracle: Any) -> None:
+        self.model, self.answers, self._oracle = oracle.model, list[list[Any]](), oracle
+        self.dtypes = [variable.dtype for variable in self.model.trainable_variables]
+        self.dtype = keras.backend.result_type("float32", *self.dtypes)
+        self.values = [tf.cast(variable, self.dtype) for variable in self.model.trainable_variables]
+
+    def __call__(self, values: list[Any] | None = None) -> list[Any]:
+        """Answers at the constrained ``values``, or at the current ones as they are: dense, zeros for ``None``."""
+        answers = self._oracle(None if values is None else self.constrained(values))
+        self.answers.append(answers)
+        return [
+            tf.zeros(value.shape, self.dtype) if answer is None else tf.cast(tf.convert_to_tensor(answer), self.dtype)
+            for answer, value in zip(answers, self.values, strict=True)
+        ]
+
+    def constrained(self, values: list[Any]) -> list[Any]:
+        """What the constraints make of ``values``; the current ones stay, as in the first question of any step."""
+        constraints = [variable.constraint for variable in self.model.trainable_variables]
+        return [
+            value if constraint is None or value is current else tf.cast(constraint(value), value.dtype)
+            for value, current, constraint in zip(values, self.values, constraints, strict=True)
+        ]
 
 
 def check_question(
@@ -134,41 +172,3 @@ def in_training(signature: Callable[..., Any], function: Callable[..., Any]) -> 
     """
     takes_it = "training" in inspect.signature(signature).parameters
     return functools.partial(function, training=True) if takes_it else function
-
-
-class Questions:
-    """What an :class:`~companion.InjectedOptimizer` is handed: asked at weights, it answers the gradients there.
-
-    Args:
-        oracle: the :class:`~companion.GradientOracle` of the batch.
-
-    Attributes:
-        model: the model.
-        dtypes: those of the weights.
-        dtype: that of points and answers: the widest of the weights', and at least float32.
-        values: the current weights in it.
-        answers: what the oracle has answered so far.
-    """
-
-    def __init__(self, oracle: Any) -> None:
-        self.model, self.answers, self._oracle = oracle.model, list[list[Any]](), oracle
-        self.dtypes = [variable.dtype for variable in self.model.trainable_variables]
-        self.dtype = keras.backend.result_type("float32", *self.dtypes)
-        self.values = [tf.cast(variable, self.dtype) for variable in self.model.trainable_variables]
-
-    def __call__(self, values: list[Any] | None = None) -> list[Any]:
-        """Answers at the constrained ``values``, or at the current ones as they are: dense, zeros for ``None``."""
-        answers = self._oracle(None if values is None else self.constrained(values))
-        self.answers.append(answers)
-        return [
-            tf.zeros(value.shape, self.dtype) if answer is None else tf.cast(tf.convert_to_tensor(answer), self.dtype)
-            for answer, value in zip(answers, self.values, strict=True)
-        ]
-
-    def constrained(self, values: list[Any]) -> list[Any]:
-        """What the constraints make of ``values``; the current ones stay, as in the first question of any step."""
-        constraints = [variable.constraint for variable in self.model.trainable_variables]
-        return [
-            value if constraint is None or value is current else tf.cast(constraint(value), value.dtype)
-            for value, current, constraint in zip(values, self.values, constraints, strict=True)
-        ]

@@ -195,7 +195,7 @@ def test_in_parts_a_batch_is_divided_exactly_or_not_at_all(name: str) -> None:
 # Replicas
 
 
-ON_REPLICAS = ["batch norm and dropout", "variational autoencoder", "layer with counter and metric", "two outputs"]
+ON_REPLICAS = ["batch norm and dropout", "layer with counter and metric", "two outputs"]
 
 
 def on_two_replicas() -> dict[str, Any]:
