@@ -45,8 +45,7 @@ def rooms(source: str) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("companion"):
             _, _, module = (node.module or "").partition(".")
             found |= {module} if module else {home.get(alias.name, alias.name) for alias in node.names}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "companion":
-            found.add(home.get(node.attr, node.attr))
+    found |= {home.get(name, name) for name in re.findall(r"\bcompanion\.(\w+)", source)}  # also in a worker's script
     return {name.split(".")[0] for name in found}
 
 
