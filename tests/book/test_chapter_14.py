@@ -464,7 +464,7 @@ def test_clipping_what_has_been_merged(clip: str) -> None:
     assert found < 1e-10
 
 
-@pytest.mark.claim("The default adds up; with any other rule, every device gets every gradient.", chapter="14")
+@pytest.mark.claim("The default sends sums; with any other rule, every device gets every gradient.", chapter="14")
 @pytest.mark.parametrize("how", ["a rule", wrong("the default", why="adds up")])
 def test_a_rule_needs_every_gradient(how: str) -> None:
     assert [2, 7, 1] in devices()["sent"][how]

@@ -493,7 +493,7 @@ def test_uneven_steps() -> None:
 
 
 @pytest.mark.claim(
-    "If `EarlyStopping` ends training on one worker alone, the next exchange of the others raises.", chapter="15"
+    "If `EarlyStopping` ends training on one worker alone, the others' next exchange raises an error.", chapter="15"
 )
 @pytest.mark.parametrize("name", ["stopped early", wrong("every third", why="nobody stops")])
 def test_one_stops_early(name: str) -> None:
@@ -553,7 +553,7 @@ def test_the_killed_run(tmp_path: pathlib.Path, lose: str) -> None:
 
 
 @pytest.mark.claim(
-    "The last epoch that all have finished is the least of their newest, and each worker still holds it.", chapter="15"
+    "The last epoch that all finished is the oldest of their newest backups; each still holds it.", chapter="15"
 )
 @pytest.mark.parametrize("rule", ["wait", wrong("do not wait", why="a worker deletes what another one needs")])
 @pytest.mark.parametrize("workers", [2, 3])
