@@ -254,7 +254,7 @@ def test_decay_comes_after_clipping() -> None:
     assert first_step(optimizer, 0.0, start=10.0) == pytest.approx(-5.0)
 
 
-@reproduces("An L2 penalty does next to nothing under Adam")
+@reproduces("An L2 penalty hardly shrinks some weights under Adam")
 def test_adam_divides_the_penalty() -> None:
     steps = [first_step(keras.optimizers.Adam(0.1), strength * 10.0, start=10.0) for strength in (0.01, 1.0)]
     assert steps == pytest.approx([-0.1, -0.1], rel=1e-4)
