@@ -146,11 +146,12 @@ def check_question(
             'divides by: pass `weight_fn`, a function of (x, y, sample_weight) that returns it for a part, or "sum" '
             "if it is a sum."
         )
-    if replicas > 1 and (weight_fn is not None or loss is not None):
-        raise ValueError(
-            "`weight_fn` and `loss` work on one replica only: Keras divides some losses by the number of replicas and "
-            f"leaves others as they are. Received: weight_fn={weight_fn!r}, loss={loss!r} on {replicas} replicas"
-        )
+    for name, function in (("weight_fn", weight_fn), ("loss", loss)):
+        if replicas > 1 and function is not None:
+            raise ValueError(
+                f"`{name}` works on one replica only: Keras divides some losses by the number of replicas and leaves "
+                f"others as they are. Received: {name}={function!r} on {replicas} replicas"
+            )
     return micro_batches
 
 
