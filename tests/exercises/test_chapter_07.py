@@ -113,7 +113,10 @@ def test_the_next_update_comes_when_the_answer_says(kept: str, more: int, tmp_pa
         resumed = model(companion.GradientAccumulation(keras.optimizers.SGD(), 4))
         resumed.set_weights(stopped.get_weights())
     elif kept.startswith("steps="):
-        resumed.optimizer.steps = int(kept.removeprefix("steps="))
+        resumed = model(companion.GradientAccumulation(keras.optimizers.SGD(), int(kept.removeprefix("steps="))))
+        resumed.optimizer.build(resumed.trainable_variables)
+        stopped.save_weights(tmp_path / "stopped.weights.h5")
+        resumed.load_weights(tmp_path / "stopped.weights.h5")
     before, count = int(resumed.optimizer.iterations), 0
     while int(resumed.optimizer.iterations) == before:
         resumed.train_on_batch(one, one)
