@@ -267,20 +267,25 @@ class GradientOracle:
         if self._is_prepared:
             return
         (x, y, sample_weight), model, compiled = self._batch, self.model, compiled_loss(self.model)
-        if self._loss is None and not (model.built and getattr(compiled, "built", True)):
-            call = compiled or (lambda y, outputs, sample_weight: outputs)
-            build: Any = lambda: call(y, model(x, training=False), sample_weight)  # noqa: E731
-        else:
-            build = None if self._loss is None or is_built(model) else lambda: self._loss(x, y, sample_weight)
-        if build:  # by tracing it: nothing is computed
-            tf.function(build, autograph=False).get_concrete_function()
+
+        def build() -> Any:
+            if self._loss is not None:
+                return self._loss(x, y, sample_weight)
+            outputs = model(x, training=False)
+            return compiled(y, outputs, sample_weight) if compiled else outputs
+
+        if not (is_built(model) if self._loss else model.built and getattr(compiled, "built", True)):
+            tf.function(build, autograph=False).get_concrete_function()  # traced: nothing is computed
         if not self.is_whole and self._loss is None:
             if self._takes_loss_as_it_is:
                 self._shares = loss_shares(compiled, self.micro_batches, self.is_whole)
             else:
                 self._measure()
         if callable(self._weight_fn) and not self.is_whole:
-            weigh: Any = lambda begin, size, state: ([self._weigh(*self._slice(begin, size))], [], [])  # noqa: E731
+
+            def weigh(begin: Any, size: Any, state: Any) -> Any:
+                return [self._weigh(*self._slice(begin, size))], [], []
+
             (self._weight,), *_ = sum_over_parts(self._examples, self.micro_batches, weigh, [])
         self._is_prepared = True
 

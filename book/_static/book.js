@@ -15,3 +15,16 @@ document.addEventListener("DOMContentLoaded", () => {
     mark();
   });
 });
+
+// Formulas too, once they are set: MathJax is here without its menu, which would make every one of them a stop.
+addEventListener("load", async () => {
+  await window.MathJax?.startup?.promise;
+  document.querySelectorAll(".bd-article mjx-container[display]").forEach((formula) => {
+    const mark = () => {
+      if (formula.scrollWidth > formula.clientWidth) formula.tabIndex = 0;
+      else formula.removeAttribute("tabindex");
+    };
+    addEventListener("resize", mark, { passive: true });
+    mark();
+  });
+});
