@@ -18,7 +18,7 @@ endef
 PARALLEL := --numprocesses=$(shell python3 -c "import os; print(min(4, max(2, (os.cpu_count() or 1) + 1)))" 2>/dev/null || echo 2) --dist=worksteal
 FOR ?=
 
-.PHONY: book serve check core test test-all lint unit units browser package notebooks-changed notebooks-check colab bench mutants notebooks lock adopt clean
+.PHONY: book serve check core test test-all lint javascript unit units browser package notebooks-changed notebooks-check colab bench mutants notebooks lock adopt clean
 
 book: $(READY)  ## build the book
 	$(BIN)/python -m tools.book -W -n --keep-going -q
@@ -38,10 +38,18 @@ test: browser lint unit notebooks-changed  ## every check: style, types, units, 
 test-all: SLOW := --slow
 test-all: browser lint unit notebooks-check colab  ## whole matrices, a thousand random examples, every notebook under both locks
 
-lint: $(READY)
+lint: $(READY) javascript
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+javascript: $(READY)  # style of the pages' JavaScript, where npm is; in CI it must be
+	@if command -v npm > /dev/null; then \
+	  mkdir -p $(VENV)/javascript && cp tools/package.json tools/package-lock.json $(VENV)/javascript/ && \
+	  npm ci --prefix $(VENV)/javascript --ignore-scripts --no-audit --no-fund --silent && \
+	  $(VENV)/javascript/node_modules/.bin/biome ci --config-path=tools/biome.json book/_static; \
+	elif [ "$$CI" = true ]; then echo "npm is needed to check the JavaScript"; exit 1; \
+	else echo "No npm: the JavaScript's style is NOT checked."; fi
 
 unit: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL) $(SLOW)
