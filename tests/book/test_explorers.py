@@ -266,8 +266,12 @@ def test_each_setting_shows_the_numbers_of_companion(visit: Any, address: str, n
     for link in page.locator(f"a[href^='#{name}?']").all():
         wanted = urllib.parse.parse_qsl((link.get_attribute("href") or "").partition("?")[2])
         link.press("Enter")
+        page.wait_for_function(  # the browser tells of a new address only after the key's own event
+            "wanted => { const { state } = document.querySelector('[data-explorer]');"
+            " return wanted.every(([key, value]) => String(state[key]) === value); }",
+            arg=wanted,
+        )
         state, result = shown(page)
-        assert {key: str(state[key]) for key, _ in wanted} == dict(wanted)
         CHECKS[name](state, result)
     # The address follows, and is enough to restore the setting.
     page.evaluate("document.querySelector('[data-explorer]').change({})")

@@ -163,6 +163,7 @@
       for (const [key, text] of new URLSearchParams(query)) {
         if (key in this.controls) wanted[key] = this.controls[key](text) ?? wanted[key];
       }
+      clearTimeout(this.timer);
       this.state = wanted;
       this.update();
       this.scrollIntoView({ block: "nearest" });
