@@ -21,6 +21,7 @@ if not (_sys.argv[:1] == ["-m"] and {"companion.launch", "-mcompanion.launch"} &
     from companion.local_sgd import LocalSGD
     from companion.optimizers import SGD, Adam, AdamsBashforth2, Momentum, OptimisticSGD
     from companion.oracle import GradientOracle
+    from companion.parameter_groups import ParameterGroups
     from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
     from companion.teams import connect
     from companion.word2vec import SkipGram
@@ -36,6 +37,7 @@ __all__ = [  # noqa: RUF022
     "SGD",
     "Momentum",
     "Adam",
+    "ParameterGroups",
     "SkipGram",
     "CoalesceGradients",
     "coalesce",

@@ -21,8 +21,8 @@ from keras import ops
 from companion import arguments
 from companion.gradients import all_finite, coalesce
 from companion.replicas import across_replicas, brought_by_one, everywhere, replica_id
-from companion.sums import GradientSums, MicroBatch, Windows, fitting_gradient, fitting_weight, of_subset
-from companion.wrapping import WrappingOptimizer, averages_of, index_in, name_of, wrapped_by
+from companion.sums import GradientSums, MicroBatch, Windows, fitting_weight, of_subset
+from companion.wrapping import WrappingOptimizer, averages_of, fitting_gradient, index_in, name_of, wrapped_by
 
 _CHOICES = {
     "normalize": ("mean", "sum", "weight"),

@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 
 from companion.gradients import all_finite, with_values
-from companion.wrapping import name_of
 
 _SUBSETS = 256  # places for the counts of different subsets
 
@@ -26,34 +25,6 @@ class MicroBatch(NamedTuple):
     subset: tuple[int, ...]  # the indices of the variables, in order
     gradients: tuple[Any, ...] = ()  # one for each of them
     weight: Any = None  # w_i, a scalar tensor, or None for 1
-
-
-def fitting_gradient(gradient: Any, variable: Any) -> Any:
-    """Returns a gradient as a tensor or a ``tf.IndexedSlices``, or raises if it cannot be that of a variable.
-
-    Args:
-        gradient: what was given.
-        variable: a Keras variable.
-
-    Raises:
-        ValueError: the shape, the kind of number or an index is wrong. A shape that is not known yet fails later, but
-            still before anything changes.
-    """
-    sparse = isinstance(gradient, tf.IndexedSlices)
-    gradient = gradient if sparse else tf.convert_to_tensor(gradient)
-    values = gradient.values if sparse else gradient
-    shape = tf.TensorShape([None, *variable.shape[1:]] if sparse else variable.shape)
-    fits = values.dtype.is_floating and shape.is_compatible_with(values.shape)
-    if fits and sparse and tf.executing_eagerly():
-        fits = np.isin(gradient.indices.numpy(), range(variable.shape[0])).all()
-    if not fits:
-        raise ValueError(
-            f"A gradient must have the shape of its variable, {tuple(variable.shape)} for {name_of(variable)!r}, and "
-            f"floating-point numbers; a sparse one rows that are there. Received: shape={tuple(values.shape)}, "
-            f"dtype={values.dtype.name}" + (f", indices={gradient.indices}" if sparse else "")
-        )
-    known = values.shape.rank is not None and values.shape[1 if sparse else 0 :].is_fully_defined()
-    return gradient if known else with_values(gradient, lambda values: tf.ensure_shape(values, shape))
 
 
 def fitting_weight(weight: Any) -> Any:

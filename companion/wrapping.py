@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from companion.gradients import coalesce
+from companion.gradients import coalesce, with_values
 
 # The arguments of every Keras optimizer; `learning_rate` and `name` aside. Whoever wraps has none of them himself.
 SETTINGS = (
@@ -34,6 +35,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     """
 
     inner_optimizer: Any
+    _holder = "inner_optimizer"  # the attribute in which the optimizer is that everything is asked of
 
     def __init__(self, optimizer: Any, name: str | None = None) -> None:
         if not isinstance(optimizer, keras.optimizers.Optimizer):
@@ -51,20 +53,32 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             if isinstance(layer, type(self)):
                 raise ValueError(f"{self._twice} Received: optimizer={optimizer!r}")
         super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = optimizer
+        setattr(self, self._holder, optimizer)
 
     _twice = "`optimizer` is wrapped already."  # what to say then
 
+    @property
+    def _inner(self) -> Any:
+        return vars(self).get(self._holder)
+
+    def wrapped(self) -> list[Any]:
+        """The optimizers that are wrapped: one, or several that share the variables among them."""
+        return [self._inner]
+
+    def _shares(self, variables: list[Any]) -> list[tuple[Any, list[Any]]]:
+        """The wrapped optimizers, each with those of the variables that it moves."""
+        return [(self._inner, variables)]
+
     def __getattr__(self, name: str) -> Any:
         """Asks the wrapped optimizer for what is not here."""
-        inner = vars(self).get("inner_optimizer")
+        inner = self._inner
         if inner is None or name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(inner, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets on the wrapped optimizer what is its own."""
-        inner = vars(self).get("inner_optimizer")
+        inner = self._inner
         if name in SETTINGS:
             if inner is not None:  # the base class's constructor sets its defaults before there is one
                 self._set_there(name, value)
@@ -80,7 +94,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             setattr(inner, name, value)
 
     def _set_there(self, name: str, value: Any) -> None:
-        inner = self.inner_optimizer
+        inner = self._inner
         if name != "loss_scale_factor" and hasattr(inner, "optimizers"):
             raise ValueError(
                 f"`{name}` is a setting of each optimizer in a MultiOptimizer: set it on those, "
@@ -96,24 +110,25 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     @property
     def iterations(self) -> Any:
         """The wrapped optimizer's count of updates."""
-        return self.inner_optimizer.iterations
+        return self._inner.iterations
 
     @property
     def learning_rate(self) -> Any:
         """The wrapped optimizer's learning rate, which can be set here."""
-        return self.inner_optimizer.learning_rate
+        return self._inner.learning_rate
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        self.inner_optimizer.learning_rate = value
+        self._inner.learning_rate = value
 
     def scale_loss(self, loss: Any) -> Any:
         """Scales the loss as the wrapped optimizer does."""
-        return self.inner_optimizer.scale_loss(loss)
+        return self._inner.scale_loss(loss)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """Excludes variables from the wrapped optimizer's weight decay."""
-        self.inner_optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
+        for optimizer in self.wrapped():
+            optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
 
     # Private names of Keras from here on: `_model_variables_moving_average`, which SwapEMAWeights asks for,
     # `_trainable_variables` and `_get_variable_index`. Checked on 3.13.2 and 3.15.1; tests/test_wrappers.py notices.
@@ -121,38 +136,43 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     @property
     def _model_variables_moving_average(self) -> list[Any]:
         """The averages of the wrapped optimizer, in the order of the wrapper's variables."""
-        inner = self.inner_optimizer
-        averages = inner._model_variables_moving_average
-        return [averages[index_in(inner, variable)] for variable in self._trainable_variables]
+        known: list[Any] = self._trainable_variables
+        found: dict[int, Any] = {}
+        for optimizer, variables in self._shares(known):
+            averages = optimizer._model_variables_moving_average if variables else []
+            found |= {index_in(self, variable): averages[index_in(optimizer, variable)] for variable in variables}
+        return [found[index] for index in range(len(known))]
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Lets the wrapped optimizer put its moving averages into those weights that are trained."""
-        inner = self.inner_optimizer
-        trained = {index_in(inner, variable) for variable in var_list}
-        with self._standing_still(lambda index, variable: index not in trained):
-            # All of them: Keras pairs variables and averages by their places.
-            inner.finalize_variable_values(inner._trainable_variables)
+        shares = self._shares(list(var_list))
+        trained = {(id(owner), index_in(owner, variable)) for owner, theirs in shares for variable in theirs}
+        with self._standing_still(lambda optimizer, index: (id(optimizer), index) not in trained):
+            for optimizer in self.wrapped():  # all their variables: Keras pairs them and averages by their places
+                optimizer.finalize_variable_values(optimizer._trainable_variables)
 
     def _frozen_stay(self) -> Any:
         """A context in which frozen variables keep their values, though Keras puts averages into all that it knows."""
-        overwrites = any(layer.use_ema and layer.ema_overwrite_frequency for layer in wrapped_by(self.inner_optimizer))
-        return self._standing_still(lambda index, variable: overwrites and not variable.trainable)
+        overwrites = any(layer.use_ema and layer.ema_overwrite_frequency for layer in wrapped_by(self))
+        return self._standing_still(lambda owner, index: overwrites and not owner._trainable_variables[index].trainable)
 
     @contextmanager
-    def _standing_still(self, which: Callable[[int, Any], bool]) -> Iterator[None]:
-        known = enumerate(self.inner_optimizer._trainable_variables)
-        before = [(variable, tf.identity(variable)) for index, variable in known if which(index, variable)]
+    def _standing_still(self, which: Callable[[Any, int], bool]) -> Iterator[None]:
+        known = [(owner, index, v) for owner in self.wrapped() for index, v in enumerate(owner._trainable_variables)]
+        before = [(variable, tf.identity(variable)) for owner, index, variable in known if which(owner, index)]
         yield
         for variable, value in before:
             variable.assign(value)
 
     def build(self, variables: list[Any]) -> None:
         """Builds the wrapped optimizer. If it has been in use before, it must know the variables."""
-        inner = self.inner_optimizer
-        if not inner.built:
-            inner.build(variables)
-        for variable in variables:
-            index_in(inner, variable)
+        shares = self._shares(variables)
+        for optimizer, theirs in shares:
+            for variable in theirs if optimizer.built else ():
+                index_in(optimizer, variable)
+        for optimizer, theirs in shares:
+            if not optimizer.built:
+                optimizer.build(theirs)
         own = self.__dict__
         own.update(use_ema=False, gradient_accumulation_steps=None)  # or the base class would make slots of its own
         super().build(variables)
@@ -161,7 +181,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     @property
     def variables(self) -> list[Any]:
         """The wrapper's own variables, then those of the wrapped optimizer."""
-        return [*super().variables, *self.inner_optimizer.variables]
+        return [*super().variables, *(slot for optimizer in self.wrapped() for slot in optimizer.variables)]
 
     def set_weights(self, weights: Any) -> None:
         """Sets the variables, in the order of ``variables``."""
@@ -170,7 +190,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for saving."""
-        return {"name": self.name, "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer)}
+        return {"name": self.name, "optimizer": keras.saving.serialize_keras_object(self._inner)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
@@ -210,6 +230,34 @@ def index_in(optimizer: Any, variable: Any) -> int:
         ) from None
 
 
+def fitting_gradient(gradient: Any, variable: Any) -> Any:
+    """Returns a gradient as a tensor or a ``tf.IndexedSlices``, or raises if it cannot be that of a variable.
+
+    Args:
+        gradient: what was given.
+        variable: a Keras variable.
+
+    Raises:
+        ValueError: the shape, the kind of number or an index is wrong. A shape that is not known yet fails later, but
+            still before anything changes.
+    """
+    sparse = isinstance(gradient, tf.IndexedSlices)
+    gradient = gradient if sparse else tf.convert_to_tensor(gradient)
+    values = gradient.values if sparse else gradient
+    shape = tf.TensorShape([None, *variable.shape[1:]] if sparse else variable.shape)
+    fits = values.dtype.is_floating and shape.is_compatible_with(values.shape)
+    if fits and sparse and tf.executing_eagerly():
+        fits = np.isin(gradient.indices.numpy(), range(variable.shape[0])).all()
+    if not fits:
+        raise ValueError(
+            f"A gradient must have the shape of its variable, {tuple(variable.shape)} for {name_of(variable)!r}, and "
+            f"floating-point numbers; a sparse one rows that are there. Received: shape={tuple(values.shape)}, "
+            f"dtype={values.dtype.name}" + (f", indices={gradient.indices}" if sparse else "")
+        )
+    known = values.shape.rank is not None and values.shape[1 if sparse else 0 :].is_fully_defined()
+    return gradient if known else with_values(gradient, lambda values: tf.ensure_shape(values, shape))
+
+
 def averages_of(optimizer: Any) -> list[tuple[Any, Any]]:
     """Pairs of a variable and its moving average, of an optimizer and all that it wraps.
 
@@ -226,12 +274,16 @@ def wrapped_by(optimizer: Any) -> Iterator[Any]:
     Args:
         optimizer: a ``keras.optimizers.Optimizer``, or ``None``, which wraps nothing.
     """
-    while optimizer is not None:
-        yield optimizer
+    if optimizer is None:
+        return
+    yield optimizer
+    if isinstance(optimizer, WrappingOptimizer):
+        inside = optimizer.wrapped()
+    else:
         inner = getattr(optimizer, "inner_optimizer", None)
-        if inner is None:
-            yield from getattr(optimizer, "optimizers", ())
-        optimizer = inner
+        inside = getattr(optimizer, "optimizers", []) if inner is None else [inner]
+    for each in inside:
+        yield from wrapped_by(each)
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -291,7 +343,7 @@ class CoalesceGradients(WrappingOptimizer):
             return
         super().build(variables)
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            for optimizer in getattr(self.inner_optimizer, "optimizers", [self.inner_optimizer]):  # MultiOptimizer
+            for optimizer in wrapped_by(self.inner_optimizer):
                 optimizer.update_step = _coalesce_first(optimizer.update_step)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
