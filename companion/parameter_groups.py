@@ -120,6 +120,15 @@ class ParameterGroups(WrappingOptimizer):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return super().__getattr__(name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets on the default optimizer what is its own, and refuses what a compiled training step would not notice."""
+        if name in ("default", "groups") and self._inner is not None:
+            raise ValueError(
+                f"`{name}` cannot be set, since compiled steps hold it: compile the model with a new "
+                f"ParameterGroups(optimizer.default, groups). Received: {name}={value!r}"
+            )
+        super().__setattr__(name, value)
+
     def _set_there(self, name: str, value: Any) -> None:
         if name == "global_clipnorm":
             fits = value if value is None else arguments.number(name, value, 0, include_low=False)
@@ -141,11 +150,15 @@ class ParameterGroups(WrappingOptimizer):
         super().build(variables)
 
     def _found_again(self, variables: list[Any]) -> list[int] | None:
-        """The groups of variables as they were when this optimizer was saved, if it is of the same variables."""
-        saved = self._saved_places
-        if not saved or [shape for _, shape in saved] != [list(variable.shape) for variable in variables]:
-            return None
-        return [place for place, _ in saved]
+        """The groups of variables as they were when this optimizer was saved, if these are they, or the trained ones.
+
+        A model that is loaded hands over those that were not frozen when it was saved.
+        """
+        saved = self._saved_places or []
+        for known in (saved, [(place, shape, trained) for place, shape, trained in saved if trained]):
+            if known and [shape for _, shape, _ in known] == [list(variable.shape) for variable in variables]:
+                return [place for place, _, _ in known]
+        return None
 
     def _searched(self, variables: list[Any]) -> list[int]:
         """The groups of variables by their paths: 0 is none, 1 the first."""
@@ -160,7 +173,7 @@ class ParameterGroups(WrappingOptimizer):
             )
         matched = {pattern for patterns in found for pattern in patterns}
         missed = [pattern for pattern in self._groups if pattern not in matched]
-        if missed and variables and self._saved_places is None:  # what was saved had its variables; now some are frozen
+        if missed and variables:
             raise ValueError(
                 f"`groups` must match variables, and nothing matches {missed}. Paths are made of the names of layers; "
                 "Keras numbers those without a name anew in each model (dense_3), so name them. A frozen layer is not "
@@ -323,8 +336,8 @@ class ParameterGroups(WrappingOptimizer):
         groups = [[p, value if isinstance(value, float) else serialize(value)] for p, value in self._groups.items()]
         places = self._saved_places
         if self.built:
-            shapes = [list(variable.shape) for variable in self._trainable_variables]
-            places = [list(pair) for pair in zip(self._assignment, shapes, strict=True)]
+            known = zip(self._assignment, self._trainable_variables, strict=True)
+            places = [[place, list(variable.shape), bool(variable.trainable)] for place, variable in known]
         return {
             "name": self.name,
             "default": serialize(self.default),

@@ -94,18 +94,20 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             setattr(inner, name, value)
 
     def _set_there(self, name: str, value: Any) -> None:
-        inner = self._inner
-        if name != "loss_scale_factor" and hasattr(inner, "optimizers"):
-            raise ValueError(
-                f"`{name}` is a setting of each optimizer in a MultiOptimizer: set it on those, "
-                f"`optimizer.inner_optimizer.optimizers`. Received: {name}={value!r}"
-            )
-        if inner.built and value and name in ("use_ema", "gradient_accumulation_steps") and not getattr(inner, name):
-            raise ValueError(
-                f"`{name}` needs variables that are made when an optimizer is built, and this one is built: give it to "
-                f"the constructor of a new one. Received: {name}={value!r}"
-            )
-        setattr(inner, name, value)
+        for inner in self.wrapped():
+            if name != "loss_scale_factor" and hasattr(inner, "optimizers"):
+                raise ValueError(
+                    f"`{name}` is a setting of each optimizer in a MultiOptimizer: set it on those, "
+                    f"`optimizer.inner_optimizer.optimizers`. Received: {name}={value!r}"
+                )
+            needs_slots = name in ("use_ema", "gradient_accumulation_steps")
+            if inner.built and value and needs_slots and not getattr(inner, name):
+                raise ValueError(
+                    f"`{name}` needs variables that are made when an optimizer is built, and this one is built: give "
+                    f"it to the constructor of a new one. Received: {name}={value!r}"
+                )
+        for inner in self.wrapped():
+            setattr(inner, name, value)
 
     @property
     def iterations(self) -> Any:
@@ -247,7 +249,7 @@ def fitting_gradient(gradient: Any, variable: Any) -> Any:
     shape = tf.TensorShape([None, *variable.shape[1:]] if sparse else variable.shape)
     fits = values.dtype.is_floating and shape.is_compatible_with(values.shape)
     if fits and sparse and tf.executing_eagerly():
-        fits = np.isin(gradient.indices.numpy(), range(variable.shape[0])).all()
+        fits = np.isin(np.asarray(gradient.indices), range(variable.shape[0])).all()
     if not fits:
         raise ValueError(
             f"A gradient must have the shape of its variable, {tuple(variable.shape)} for {name_of(variable)!r}, and "
@@ -335,7 +337,10 @@ class CoalesceGradients(WrappingOptimizer):
     Taught in chapter 07, :doc:`/notebooks/07_accumulation_in_practice`.
     """
 
-    _twice = "`optimizer` sums repeated rows already: pass the optimizer inside it, `optimizer.inner_optimizer`."
+    _twice = (
+        "`optimizer` sums repeated rows already: pass the optimizer inside it, `optimizer.inner_optimizer`, or leave out "
+        "the CoalesceGradients further inside."
+    )
 
     def build(self, variables: list[Any]) -> None:
         """Builds the inner optimizer, unless it has been in use before."""

@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from companion import CoalesceGradients, FlushAtEpochEnd, GradientAccumulation, InjectedOptimizer
 from companion.wrapping import SETTINGS, WrappingOptimizer, wrapped_by
+from tests.kit.saving import by_backup, by_checkpoint, by_file, by_list, by_weights
 
 SGD = keras.optimizers.SGD
 MULTI = hasattr(keras.optimizers, "MultiOptimizer")  # since Keras 3.14
@@ -56,45 +56,6 @@ def go_on(model: Any, batches: Any) -> list[np.ndarray]:
 
 
 # Saving: in every way, alone and where loss scaling is outside
-
-
-def by_file(model: Any, fresh: Callable[[], Any], folder: pathlib.Path) -> Any:
-    model.save(folder / "model.keras")
-    return keras.saving.load_model(folder / "model.keras")
-
-
-def by_weights(model: Any, fresh: Callable[[], Any], folder: pathlib.Path) -> Any:
-    model.save_weights(folder / "model.weights.h5")
-    other = fresh()
-    other.load_weights(folder / "model.weights.h5")
-    return other
-
-
-def by_checkpoint(model: Any, fresh: Callable[[], Any], folder: pathlib.Path) -> Any:
-    path = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(str(folder / "checkpoint"))
-    other = fresh()
-    tf.train.Checkpoint(model=other, optimizer=other.optimizer).restore(path).assert_consumed()
-    return other
-
-
-def by_list(model: Any, fresh: Callable[[], Any], folder: pathlib.Path) -> Any:
-    """As a backup of LocalSGD: the variables, one by one."""
-    other = fresh()
-    pairs = zip([*other.variables, *other.optimizer.variables], go_on(model, []), strict=True)
-    for variable, value in pairs:
-        variable.assign(value)
-    return other
-
-
-def by_backup(model: Any, fresh: Callable[[], Any], folder: pathlib.Path) -> Any:
-    keep = keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=False)
-    keep.set_model(model)
-    keep.on_epoch_end(0)
-    other = fresh()
-    restore = keras.callbacks.BackupAndRestore(str(folder))
-    restore.set_model(other)
-    restore.on_train_begin()
-    return other
 
 
 SAVED = [("sums", how, True) for how in (by_file, by_weights, by_checkpoint, by_list, by_backup)]
