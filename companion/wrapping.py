@@ -338,8 +338,8 @@ class CoalesceGradients(WrappingOptimizer):
     """
 
     _twice = (
-        "`optimizer` sums repeated rows already: pass the optimizer inside it, `optimizer.inner_optimizer`, or leave out "
-        "the CoalesceGradients further inside."
+        "`optimizer` sums repeated rows already: pass the optimizer inside it, `optimizer.inner_optimizer`, or leave "
+        "out the CoalesceGradients further inside."
     )
 
     def build(self, variables: list[Any]) -> None:
