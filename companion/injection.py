@@ -175,6 +175,7 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
                 )
 
     def __init__(self, learning_rate: Any = 0.01, **kwargs: Any) -> None:
+        arguments.environment()
         super().__init__(learning_rate=arguments.learning_rate(learning_rate), **kwargs)
 
     def direction(self, oracle: Callable[..., list[Any]], values: list[Any], learning_rate: Any) -> list[Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from companion.agreement import description, kind_of_optimizer, names_of, settings_of
-from companion.arguments import integer
+from companion.arguments import environment, integer
 from companion.backups import Backups
 from companion.gradients import widened
 from companion.teams import connect
@@ -113,6 +113,7 @@ class LocalSGD(keras.callbacks.Callback):
         average_slots: bool = False,
         backup_dir: str | os.PathLike[str] | None = None,
     ) -> None:
+        environment()
         super().__init__()
         self.every, self.warmup = integer("every", every, 1), integer("warmup", warmup, 0)
         if outer_optimizer is not None and not isinstance(outer_optimizer, keras.optimizers.Optimizer):

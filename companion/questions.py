@@ -97,24 +97,6 @@ class Questions:
         ]
 
 
-def environment() -> None:
-    """Raises where Keras is another one than the package works with.
-
-    Raises:
-        RuntimeError: Keras runs on another backend than TensorFlow, or is older than 3.13.
-    """
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            "`companion` works on TensorFlow only: set KERAS_BACKEND=tensorflow before Keras is imported. "
-            f"Received: backend={keras.backend.backend()!r}"
-        )
-    if tuple(int(number) for number in keras.__version__.split(".")[:2]) < (3, 13):
-        raise RuntimeError(
-            "`companion` needs Keras 3.13 or later: install it with pip install 'keras>=3.13'. Received: "
-            f"keras.__version__={keras.__version__!r}"
-        )
-
-
 def check_question(
     model: Any, micro_batches: Any = 1, weight_fn: Any = None, merge: Any = weighted_mean, loss: Any = None
 ) -> int:
@@ -135,7 +117,7 @@ def check_question(
         TypeError: ``model`` is not a ``keras.Model``.
         ValueError: anything else is wrong.
     """
-    environment()
+    arguments.environment()
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a keras.Model. Received: model={model!r}")
     micro_batches = arguments.integer("micro_batches", micro_batches, 1)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from companion.arguments import number
+from companion.arguments import environment, number
 from companion.joining import bounded, place, wait_for_all
 
 
@@ -139,6 +139,7 @@ def connect(timeout: float = 60.0) -> Team:
 
     Taught in chapter 15, :doc:`/notebooks/15_local_sgd`.
     """
+    environment()
     timeout = number("timeout", timeout, 0, include_low=False)
     if not _teams:
         strategy, (addresses, rank) = None, place()

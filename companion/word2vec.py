@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from companion.arguments import choice, integer
+from companion.arguments import choice, environment, integer
 from companion.gradients import coalesce, scaled
 from companion.optimizers import SGD, AdamsBashforth2, Momentum, OptimisticSGD
 from companion.word_pairs import read_windows
@@ -99,6 +99,7 @@ class SkipGram(keras.Model):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        environment()
         super().__init__(**kwargs)
         self.vocabulary_size = integer("vocabulary_size", vocabulary_size, 2)
         self.dimension = integer("dimension", dimension, 1)

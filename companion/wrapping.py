@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from companion.arguments import environment
 from companion.gradients import coalesce, with_values
 
 # The arguments of every Keras optimizer; `learning_rate` and `name` aside. Whoever wraps has none of them himself.
@@ -38,6 +39,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     _holder = "inner_optimizer"  # the attribute in which the optimizer is that everything is asked of
 
     def __init__(self, optimizer: Any, name: str | None = None) -> None:
+        environment()
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise ValueError(
                 "`optimizer` must be an instance of keras.optimizers.Optimizer, such as keras.optimizers.Adam(); for a "
