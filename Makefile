@@ -18,11 +18,14 @@ endef
 PARALLEL := --numprocesses=$(shell python3 -c "import os; print(min(4, max(2, (os.cpu_count() or 1) + 1)))" 2>/dev/null || echo 2) --dist=worksteal
 FOR ?=
 
-.PHONY: book serve check core test test-all lint javascript unit units browser package notebooks-changed notebooks-check colab bench mutants notebooks lock adopt clean
+.PHONY: book pdf serve check core test test-all lint javascript unit units browser package notebooks-changed notebooks-check colab bench mutants notebooks lock adopt clean
 
 book: $(READY)  ## build the book
 	$(BIN)/python -m tools.book -W -n --keep-going -q
 	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+pdf: book browser  ## the book as one file with an outline
+	$(BIN)/python -m tools.pdf
 
 serve: book  ## build the book and show it on this machine
 	$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 8000

@@ -1,1 +1,1 @@
-"""What authors run: execute the notebooks, emulate Colab, set the repository's address."""
+"""What authors run: execute the notebooks, emulate Colab, print the book, set the repository's address."""
