@@ -8,6 +8,8 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+from ratio_charts import Ratio, chart, ratio
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
@@ -65,7 +67,7 @@ def claims_page(repository: str) -> str:
 def performance_page(
     path: pathlib.Path = ROOT / "book" / "performance.json", page: str = "<!-- performance -->"
 ) -> str:
-    """A page with the measured ratios in the places of its comments, as Markdown tables.
+    """A page with the measured ratios in the places of its comments, as charts and Markdown tables.
 
     ``<!-- performance: inject -->`` becomes the results of that name, ``<!-- performance -->`` those that have no other
     place.
@@ -79,12 +81,20 @@ def performance_page(
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "Not measured yet: run `make bench`."
     lines = ["| what | median ratio | middle half |", "|---|---:|---:|"]
     for row in rows:
         spread = f"{row['ratio_q1']:.2f} – {row['ratio_q3']:.2f}"
         lines.append(f"| {row['what']} | **{row['ratio_median']:.2f}** | {spread} |")
-    lines += [f"\nMeasured on {measured}." for measured in sorted({row["measured"] for row in rows})]
-    return "\n".join(lines) if rows else "Not measured yet: run `make bench`."
+    where = " ".join(f"Measured on {measured}." for measured in sorted({row["measured"] for row in rows}))
+    return _drawn([ratio(row) for row in rows], "\n".join(lines), where)
+
+
+def _drawn(ratios: list[Ratio], table: str, where: str) -> str:
+    """A chart, and the same numbers as a table behind a fold."""
+    fold = f"<details class='same'><summary>The same as a table</summary>\n\n{table}\n\n</details>"
+    return f"{chart(ratios)}\n\n{fold}\n\n{where}"
 
 
 def titled(notebook: str) -> str:
@@ -108,13 +118,17 @@ def vocabulary_table(path: pathlib.Path = ROOT / "book" / "data" / "time_of_voca
     """What a step of word2vec takes by hand over what it takes through ``Embedding``, from the record of chapter 04."""
     record = json.loads(path.read_text())
     times = record["microseconds"]
-    ways = [("by hand", ""), ("gather, autodiff", ""), ("by hand", ", XLA")]
-    lines = ["| words | by hand | rows by `tf.gather` | by hand, both in XLA |", "|---:|---:|---:|---:|"]
+    ways = {"by hand": ("by hand", ""), "rows by `tf.gather`": ("gather, autodiff", "")}
+    ways |= {"by hand, both in XLA": ("by hand", ", XLA")}
+    lines = [f"| words | {' | '.join(ways)} |", "|---:|---:|---:|---:|"]
+    drawn = []
     for place, size in enumerate(record["sizes"]):
-        ratios = [times[f"{way}{xla}"][place] / times[f"Embedding, autodiff{xla}"][place] for way, xla in ways]
-        lines.append(f"| {size:,} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+        ratios = [times[f"{way}{xla}"][place] / times[f"Embedding, autodiff{xla}"][place] for way, xla in ways.values()]
+        lines.append(f"| {size:,} | " + " | ".join(f"{each:.2f}" for each in ratios) + " |")
+        groups = (way.replace("`", "") for way in ways)
+        drawn += [Ratio(f"{size:,} words", group, *[each] * 3) for group, each in zip(groups, ratios, strict=True)]
     where = f"{record['date']} on {record['processor']}, {record['cores']} cores"
-    return "\n".join([*lines, f"\nMeasured on {where}."])
+    return _drawn(drawn, "\n".join(lines), f"Measured on {where}.")
 
 
 def api_table() -> str:

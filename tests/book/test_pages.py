@@ -1,11 +1,14 @@
 """The pages that are built from the tests: every claim stands in its chapter, every chapter has claims."""
 
+import html
 import json
+import math
 import pathlib
 import re
 
 import pytest
 from book_pages import Claim, claims_page, collect_claims, performance_page
+from ratio_charts import ratio
 
 from tests.book.reading import CHAPTERS, markdown, plain_text
 from tests.kit import ROOT
@@ -64,6 +67,34 @@ def test_performance_page_has_every_result_once(tmp_path: pathlib.Path) -> None:
     places = [filled.index(f"| {result['what']} |") for result in results]
     assert places[1] < filled.index("## Accumulation inside a step") < places[2]
     assert filled.count("**1.00**") == len(results)
+
+
+def test_charts_of_performance_draw_each_result_where_it_belongs() -> None:
+    results = json.loads((ROOT / "book" / "performance.json").read_text())
+    page = performance_page(page=(ROOT / "book" / "performance.md").read_text())
+    charts = re.findall(r'<figure class="ratios">(.*?)</figure>', page)
+    *measured, vocabulary = sorted(charts, key=lambda drawing: "1,000,000 words" in drawing)
+    points = [re.findall(r'cx="([\d.]+)"', drawing) for drawing in measured]
+    assert sum(map(len, points)) == len(results)
+    for drawing, places in zip(measured, points, strict=True):
+        said = re.findall(r'text-anchor="end"[^>]*>([\d.]+) \(', drawing)
+        assert re.findall(r": ([\d.]+)[;.]", html.unescape(drawing.split(">")[0]))[-len(said) :] == said, "read aloud"
+        known = sorted((float(value), float(place)) for value, place in zip(said, places, strict=True))
+        (low, left), (high, right) = known[0], known[-1]
+        for value, place in known if high > 2 * low else []:
+            expected = left + (right - left) * math.log(value / low) / math.log(high / low)
+            assert place == pytest.approx(expected, abs=8)  # what is said is rounded, what is drawn is not
+    assert vocabulary.count("<circle") == 3 * len(re.findall(r"[\d,]+ words, by hand:", vocabulary))
+
+
+def test_a_row_is_divided_into_what_and_over_what() -> None:
+    row = {"ratio_median": 1.0, "ratio_q1": 0.9, "ratio_q3": 1.1}
+    texts = {
+        ("SGD", "SGD, 64–32–10, XLA"): ("SGD", "64–32–10, XLA"),
+        ("inject", "inject, N=8, CNN, memory: over the batch"): ("N=8, CNN, memory", "over the batch"),
+        ("LocalSGD", "an exchange of much: over one of little"): ("an exchange of much", "over one of little"),
+    }
+    assert [tuple(ratio(row | {"name": n, "what": what}))[:2] for n, what in texts] == list(texts.values())
 
 
 def test_committed_measurements_are_complete() -> None:
