@@ -144,12 +144,12 @@ class Adam(keras.optimizers.Optimizer):
     .. math::
 
        m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
-       v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
-       \theta &\leftarrow \theta - h \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m}{\sqrt{v} + \epsilon}
+       q &\leftarrow \beta_2 q + (1 - \beta_2) g^2 \\
+       \theta &\leftarrow \theta - h \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m}{\sqrt{q} + \epsilon}
 
     with :math:`t = 1, 2, \dots` the number of the update.
 
-    Slots: ``momentum`` :math:`m` and ``velocity`` :math:`v`, of the variable's shape and dtype, zero at the start.
+    Slots: ``momentum`` :math:`m` and ``velocity`` :math:`q`, of the variable's shape and dtype, zero at the start.
     Weights that are bfloat16 themselves never move, as with Keras's Adam: there 0.999 is 1, and :math:`1 - \beta_2^t`
     is 0. Train them under ``mixed_bfloat16``, where weights are float32, or with ``beta_2=0.99``.
 
@@ -203,12 +203,12 @@ class Adam(keras.optimizers.Optimizer):
         t = ops.cast(self.iterations + 1, variable.dtype)
         beta_1, beta_2 = ops.cast(self.beta_1, variable.dtype), ops.cast(self.beta_2, variable.dtype)
         m = self.momentums[self._get_variable_index(variable)]
-        v = self.velocities[self._get_variable_index(variable)]
+        q = self.velocities[self._get_variable_index(variable)]
 
         self.assign_add(m, ops.multiply(ops.subtract(gradient, m), 1 - self.beta_1))
-        self.assign_add(v, ops.multiply(ops.subtract(ops.square(gradient), v), 1 - self.beta_2))
+        self.assign_add(q, ops.multiply(ops.subtract(ops.square(gradient), q), 1 - self.beta_2))
         corrected = h * ops.sqrt(1 - ops.power(beta_2, t)) / (1 - ops.power(beta_1, t))
-        numerator, denominator = ops.multiply(m, corrected), ops.add(ops.sqrt(v), self.epsilon)
+        numerator, denominator = ops.multiply(m, corrected), ops.add(ops.sqrt(q), self.epsilon)
         self.assign_sub(variable, ops.divide(numerator, denominator))
 
     def get_config(self) -> dict[str, Any]:

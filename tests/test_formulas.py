@@ -161,7 +161,7 @@ MISTAKES = [
     ("Nesterov", r"\theta + \beta v - h g", r"\theta + \beta v + h g"),
     ("Adam", r"\sqrt{1 - \beta_2^t}", "1"),
     ("Adam", r"1 - \beta_1^t", "1"),
-    ("Adam", r"\sqrt{v} + \epsilon", r"\sqrt{v + \epsilon}"),
+    ("Adam", r"\sqrt{q} + \epsilon", r"\sqrt{q + \epsilon}"),
     ("Adam", r"(1 - \beta_1) g", "g"),
     ("Adam", r"(1 - \beta_2) g^2", "g^2"),
     ("Adam", r"\theta - h", r"\theta + h"),

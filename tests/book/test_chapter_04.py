@@ -28,7 +28,7 @@ def record() -> dict[str, Any]:
 
 
 def milliseconds(name: str) -> list[float]:
-    return [float(f"{value / 1000:.1f}") for value in record()["microseconds"][name]]
+    return [float(f"{value / 1000:.2f}") for value in record()["microseconds"][name]]
 
 
 @pytest.mark.parametrize("name", ["Embedding, autodiff", "gather, autodiff", "by hand", "by hand, XLA"])
