@@ -97,13 +97,17 @@ def _drawn(ratios: list[Ratio], table: str, where: str) -> str:
     return f"{chart(ratios)}\n\n{fold}\n\n{where}"
 
 
-def titled(notebook: str) -> str:
+def titled(notebook: str, name: str = "") -> str:
     """A notebook whose folded cells say what they hold, by the title that Colab shows, instead of that they are code.
 
     Args:
         notebook: the notebook's JSON.
+        name: of the file; an appendix, such as ``a1_…``, gets its number into its title, as Sphinx numbers chapters.
     """
     content = json.loads(notebook)
+    if appendix := re.match(r"a\d", name):
+        first = content["cells"][0]
+        first["source"] = re.sub(r"^# ", f"# {appendix[0].upper()}. ", "".join(first["source"]))
     for cell in content["cells"]:
         title = re.match(r"# @title (.+)\n", "".join(cell["source"]))
         if cell["cell_type"] == "code" and title:
@@ -150,7 +154,7 @@ def api_table() -> str:
 
 def _fill(app: Any, docname: str, source: list[str]) -> None:
     if docname.startswith("notebooks/"):
-        source[0] = titled(source[0])
+        source[0] = titled(source[0], docname.split("/")[1])
     elif docname == "book/claims":
         source[0] = source[0].replace("<!-- claims -->", claims_page(app.config.html_theme_options["repository_url"]))
         for path in sorted((ROOT / "tests").rglob("test_*.py")):

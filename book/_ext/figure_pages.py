@@ -2,6 +2,7 @@
 
 import colorsys
 import html
+import itertools
 import pathlib
 import re
 from typing import Any
@@ -62,6 +63,20 @@ def themed(drawing: str, words: str) -> str:
     return drawing.replace("<svg", f'<svg class="{kind}" role="img" aria-label="{html.escape(words)}"', 1)
 
 
+def numbered(body: str, page: str) -> str:
+    """The captions of an appendix, counted on its page, ``Fig. A1.1``: Sphinx counts through all appendices.
+
+    Args:
+        body: the page's HTML.
+        page: such as ``"notebooks/a1_word_vectors_as_fast_as_gensim"``.
+    """
+    appendix, count = re.match(r"notebooks/(a\d)_", page), itertools.count(1)
+    if appendix is None:
+        return body
+    number = re.compile(r'(<span class="caption-number">Fig\. )\d+ ')
+    return number.sub(lambda found: f"{found[1]}{appendix[1].upper()}.{next(count)} ", body)
+
+
 def _inline(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     if "body" not in context:
         return
@@ -72,7 +87,7 @@ def _inline(app: Any, pagename: str, templatename: str, context: dict[str, Any],
         path = pathlib.Path(app.srcdir) / paths[match[1]]
         return themed(path.read_text(), html.unescape(alt[1]) if alt else "")
 
-    body = _IMAGE.sub(drawing, context["body"])
+    body = numbered(_IMAGE.sub(drawing, context["body"]), pagename)
     context["body"] = re.sub(r'<th class="head[^"]*"><p></p></th>', "<td></td>", body)  # a corner is no heading
 
 

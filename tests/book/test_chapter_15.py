@@ -113,12 +113,12 @@ def test_table_of_remedies() -> None:
     rows = {run: (int(exchanges), float(loss)) for run, exchanges, loss in table("The loss after 100 steps, with")}
     expected = {
         "own digits, k = 20": (5, local_sgd(20, own_digits=True)),
-        "own digits, warmup, 20": (24, local_sgd(20, own_digits=True, warmup=20)),
+        "own digits, k = 20, warm-up": (24, local_sgd(20, own_digits=True, warmup=20)),
         "own digits, k = 5": (20, local_sgd(5, own_digits=True)),
         "mixed, k = 20": (5, local_sgd(20)),
-        "mixed, outer, k = 20": (5, local_sgd(20, outer=True)),
-        "mixed, momentum, h = 0.1": (100, [momentum(0.1)]),
-        "mixed, momentum, h = 0.5": (100, [momentum(0.5)]),
+        "mixed, k = 20, outer momentum": (5, local_sgd(20, outer=True)),
+        "mixed, k = 1, momentum, h = 0.1": (100, [momentum(0.1)]),
+        "mixed, k = 1, momentum, h = 0.5": (100, [momentum(0.5)]),
     }
     assert rows == {name: (count, round(losses[-1], 3)) for name, (count, losses) in expected.items()}
 

@@ -1,9 +1,11 @@
 """Figures inside the pages: their colours on the dark page, their words, and what a page says of itself."""
 
 import itertools
+import json
 
 import pytest
-from figure_pages import DARK, dark, themed
+from book_pages import titled
+from figure_pages import DARK, dark, numbered, themed
 from page_head import DEFAULT, description
 
 from companion import figures
@@ -78,3 +80,12 @@ def test_a_page_is_described_by_its_first_paragraph() -> None:
     assert description(f"<p>Short.</p><p>{first}</p>") == first.replace("<em>", "").replace("</em>", "")
     assert len(description(f"<p>{first * 9}</p>")) <= 160
     assert description("<p>none</p>") == DEFAULT
+
+
+def test_an_appendix_is_numbered_in_its_title_and_figures() -> None:
+    caption = '<span class="caption-number">Fig. 4 </span>'
+    assert numbered(caption * 2, "notebooks/a3_x") == caption.replace("4", "A3.1") + caption.replace("4", "A3.2")
+    assert numbered(caption, "notebooks/03_x") == caption
+    page = json.dumps({"cells": [{"cell_type": "markdown", "source": ["# Title\n", "# more"]}]})
+    assert json.loads(titled(page, "a3_x"))["cells"][0]["source"] == "# A3. Title\n# more"
+    assert json.loads(titled(page, "03_x")) == json.loads(page)
