@@ -18,11 +18,14 @@ if not (_sys.argv[:1] == ["-m"] and {"companion.launch", "-mcompanion.launch"} &
     from companion.gradients import coalesce, moved
     from companion.implicit_euler import ImplicitEuler
     from companion.injection import InjectedModel, InjectedOptimizer, eject, inject
+    from companion.lion import Lion
     from companion.local_sgd import LocalSGD
+    from companion.muon import Muon
     from companion.optimizers import SGD, Adam, AdamsBashforth2, Momentum, OptimisticSGD
     from companion.oracle import GradientOracle
     from companion.parameter_groups import ParameterGroups
     from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
+    from companion.schedule_free import ScheduleFreeAdamW, SwapAverage
     from companion.teams import connect
     from companion.word2vec import SkipGram
     from companion.wrapping import CoalesceGradients
@@ -32,7 +35,7 @@ try:
 except _NotInstalled:  # used from a source tree that is not installed
     __version__ = "0+unknown"
 
-# In the order of the book's parts: anatomy, accumulation, integrators, many devices; then the public modules.
+# In the order of the book's parts: anatomy, accumulation, integrators, many devices, newer rules; then public modules.
 __all__ = [  # noqa: RUF022
     "SGD",
     "Momentum",
@@ -59,6 +62,10 @@ __all__ = [  # noqa: RUF022
     "OptimisticSGD",
     "connect",
     "LocalSGD",
+    "Lion",
+    "Muon",
+    "ScheduleFreeAdamW",
+    "SwapAverage",
     "gradient_flow",
     "legacy",
     "merging",

@@ -58,6 +58,18 @@ def learning_rate(value: Any) -> Any:
     return value if callable(value) else number("learning_rate", value, 0)
 
 
+def weight_decay(value: Any) -> Any:
+    """Returns a weight decay: ``None``, or a number checked, of a kind that TensorFlow does not round to float32.
+
+    Args:
+        value: what was given.
+
+    Raises:
+        ValueError: it is negative, not finite, or not a number.
+    """
+    return None if value is None else np.float64(number("weight_decay", value, 0))
+
+
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """Returns ``value``, or raises if it is none of the choices.
 

@@ -48,8 +48,14 @@ PAIRS = {
         partial(companion.Momentum, nesterov=True), partial(keras.optimizers.SGD, momentum=0.9, nesterov=True), 0.02
     ),
     "Adam": Pair(companion.Adam, keras.optimizers.Adam, 0.003),
+    "Lion": Pair(
+        partial(companion.Lion, beta_1=0.875, beta_2=0.96875),  # exact in float32, which Keras rounds them to
+        partial(keras.optimizers.Lion, beta_1=0.875, beta_2=0.96875),
+        0.001,
+    ),
 }
-every_rule = pytest.mark.parametrize("rule", PAIRS)
+# Lion has a file of its own, tests/test_newer_rules.py; here it runs with the whole matrix.
+every_rule = pytest.mark.parametrize("rule", thinned(PAIRS, *(rule for rule in PAIRS if rule != "Lion")))
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -147,7 +153,7 @@ COMPARED = [
     for rule in PAIRS
     for option in OPTIONS
     for dtype in TOLERANCE
-    for keep in [option == "nothing" or (rule == "Adam" and dtype == "float64")]
+    for keep in [(option == "nothing" and rule != "Lion") or (rule == "Adam" and dtype == "float64")]
 ]
 """All options for one rule, and all rules without: the rules have no option of their own (the next test)."""
 
@@ -157,7 +163,7 @@ def test_equals_the_builtin_over_200_steps(rule: str, option: str, dtype: str) -
     assert_equals_builtin(PAIRS[rule].ours, rule, option, dtype)
 
 
-@pytest.mark.parametrize("cls", [companion.SGD, companion.Momentum, companion.Adam])
+@pytest.mark.parametrize("cls", [companion.SGD, companion.Momentum, companion.Adam, companion.Lion])
 def test_a_rule_is_three_methods(cls: type) -> None:
     """So clipping, decay, averages, constraints and schedules can only be Keras's."""
     methods = {name for name, value in vars(cls).items() if inspect.isfunction(value)}
