@@ -62,7 +62,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clipnorm": {"clipnorm": 0.05},
     "clipvalue": {"clipvalue": 0.005},
     "global_clipnorm": {"global_clipnorm": 0.1},
-    "weight_decay": {"weight_decay": 0.05},
+    "weight_decay": {"weight_decay": 0.0625},
     "EMA": {"use_ema": True, "ema_momentum": 0.9},
     "EMA with overwrite": {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 30},
     "constraint": {},
