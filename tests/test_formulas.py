@@ -238,3 +238,75 @@ def test_weights_in_a_formula_are_those_of_the_tableau(optimizer: str) -> None:
     named = {str(symbol): symbol for symbol in step.free_symbols}
     found = [-step.coeff(named[f"k_{{{i}}}"]) / h if f"k_{{{i}}}" in named else 0 for i in range(1, len(tableau.b) + 1)]
     np.testing.assert_allclose([float(weight) for weight in found], tableau.b, rtol=0, atol=1e-15)
+
+
+# ---- newer rules: a function of a matrix, and more than one point --------------------------------------------------
+
+
+def equal_directions(matrix: np.ndarray) -> np.ndarray:
+    left, s, right = np.linalg.svd(matrix, full_matrices=False)
+    s = s / np.linalg.norm(s)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return (left * s) @ right
+
+
+NEWER: dict[str, tuple[Any, tuple[str, ...], dict[str, str]]] = {
+    "Lion": (np.sign, (), {"momentum": "m"}),
+    "Muon": (equal_directions, (), {"momentum": "M"}),
+    "ScheduleFreeAdamW": (None, ("z", "x"), {"velocity": "v", "average": "x", "iterate": "z"}),
+}
+"""What the named function is, which letters begin at the weight, and the slots with their letters."""
+
+
+def newer_rule(name: str, latex: str) -> None:
+    function, begun, slots = NEWER[name]
+    latex = re.sub(r"\\operatorname\{\w+\}", r"\\sin", plain(latex).replace(r"\,", " "))  # a function SymPy knows
+    sides = [line.split(r"\leftarrow") for line in lines(latex)]
+    rule = [(str(parsed(left)), parsed(right)) for left, right in sides]
+    draw = np.random.default_rng(0)
+    theta, gradients = draw.normal(size=(6, 4)), draw.normal(size=(STEPS, 6, 4))
+    settings = {key: value for key, value in HYPERPARAMETERS.items() if key in arguments_of(getattr(companion, name))}
+    if name == "ScheduleFreeAdamW":
+        settings["weight_decay"] = 0.25
+    optimizer, variable = getattr(companion, name)(**settings), keras.Variable(theta, dtype="float64")
+    values: dict[str, Any] = {letter: np.zeros_like(theta) for letter, _ in rule} | {"theta": theta}
+    values |= dict.fromkeys(begun, theta) | {"s": 0.2 * np.sqrt(6), "lambda": 0.25, "mu": HYPERPARAMETERS["momentum"]}
+    values |= {symbol: HYPERPARAMETERS[argument] for symbol, argument in SYMBOLS.items()}
+    for t, gradient in enumerate(gradients, start=1):
+        optimizer.apply([gradient], [variable])
+        values |= {"t": float(t), "c": 1 / t, "g": gradient, "G": gradient}
+        for letter, expression in rule:
+            symbols = sorted(expression.free_symbols, key=str)
+            run = sympy.lambdify(symbols, expression, [{"sin": function}, "numpy"])
+            values[letter] = run(*(values[str(symbol)] for symbol in symbols))
+    np.testing.assert_allclose(variable.numpy(), values["theta"], rtol=0, atol=1e-5 if name == "Muon" else 1e-12)
+    for slot, letter in slots.items():
+        (found,) = (variable for variable in optimizer.variables if variable.name.endswith(slot))
+        np.testing.assert_allclose(found.numpy(), values[letter], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_formula_of_a_newer_rule_is_the_code_and_the_chapters(name: str) -> None:
+    latex = blocks(getattr(companion, name))[0]
+    newer_rule(name, latex)
+    shown = displayed_lines(NOTEBOOKS / "16_one_answer_newer_rules.ipynb")
+    for line in lines(latex):
+        assert squeezed(line) in shown, f"{line} is not in chapter 16"
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "mistake"),
+    [
+        ("Lion", r"(\beta_1 m", r"(\beta_2 m"),
+        ("Muon", r"G + \mu M)", "M)"),
+        ("ScheduleFreeAdamW", r"\lambda \theta", r"\lambda z"),
+        ("ScheduleFreeAdamW", "(1 - c) x + c z", "x"),
+        ("ScheduleFreeAdamW", r"v / (1 - \beta_2^t)", "v"),
+    ],
+)
+def test_a_mistake_in_a_newer_rule_is_noticed(name: str, right: str, mistake: str) -> None:
+    latex = blocks(getattr(companion, name))[0]
+    assert right in latex
+    with pytest.raises(AssertionError):
+        newer_rule(name, latex.replace(right, mistake))
