@@ -135,7 +135,7 @@ def run(optimizer: Any) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.mark.claim("But on TensorFlow `z.value` is the variable, not a copy of what it holds.", chapter=CHAPTER)
+@pytest.mark.claim("But on TensorFlow `z.value` is the variable, not a copy of what it holds.", chapter="16")
 def test_the_read_that_comes_too_late() -> None:
     variable = keras.Variable([1.0])
     read = variable.value
@@ -148,12 +148,12 @@ def test_the_read_that_comes_too_late() -> None:
         np.testing.assert_allclose(run(keras.optimizers.ScheduleFreeAdamW(0.1)), late, atol=1e-5)
 
 
-@pytest.mark.claim("Where the rate is constant, $c = 1/t$.", chapter=CHAPTER)
+@pytest.mark.claim("Where the rate is constant, $c = 1/t$.", chapter="16")
 def test_a_constant_rate_weighs_all_alike() -> None:
     np.testing.assert_allclose(path()[1], path(alike=True)[1], atol=1e-12)
 
 
-@pytest.mark.claim("What is orthogonalised is the momentum.", chapter=CHAPTER)
+@pytest.mark.claim("What is orthogonalised is the momentum.", chapter="16")
 def test_singular_values_of_a_later_step_are_near_one() -> None:
     weight, optimizer = keras.Variable(np.zeros((6, 6))), companion.Muon(1.0, scale="original")
     added = np.zeros((6, 6))
@@ -168,7 +168,7 @@ def test_singular_values_of_a_later_step_are_near_one() -> None:
 
 @pytest.mark.claim(
     "five rounds of a good one bring all but the smallest near 1",
-    chapter=CHAPTER,
+    chapter="16",
 )
 def test_five_rounds() -> None:
     s = np.geomspace(0.01, 1, 1000)
@@ -180,7 +180,7 @@ def test_five_rounds() -> None:
 @pytest.mark.claim(
     '(Keras\'s looks for the word "embedding" in the path; a layer called `tokens` has none. And it leaves out every '
     "kernel of a convolution.)",
-    chapter=CHAPTER,
+    chapter="16",
 )
 def test_which_weights_kerass_muon_takes() -> None:
     takes = {}
@@ -191,7 +191,7 @@ def test_which_weights_kerass_muon_takes() -> None:
     assert takes == {"embedding": False, "tokens": True, "convolution": False}
 
 
-@pytest.mark.claim("Showing the average changes nothing in training.", chapter=CHAPTER)
+@pytest.mark.claim("Showing the average changes nothing in training.", chapter="16")
 def test_training_with_and_without_the_callback() -> None:
     x, y, found = np.ones((8, 2)), np.arange(8.0)[:, None], []
     for callbacks in ([], [companion.SwapAverage()]):
@@ -207,7 +207,7 @@ def test_training_with_and_without_the_callback() -> None:
 
 @pytest.mark.claim(
     "In `companion.ScheduleFreeAdamW` the decay is inside, and nothing decays twice.",
-    chapter=CHAPTER,
+    chapter="16",
 )
 def test_decay_is_inside_and_once() -> None:
     weight, optimizer = keras.Variable([1.0]), companion.ScheduleFreeAdamW(0.5, weight_decay=0.5)
@@ -215,7 +215,7 @@ def test_decay_is_inside_and_once() -> None:
     assert float(weight.value[0]) == float(optimizer.iterates[0].value[0]) == 0.75
 
 
-@pytest.mark.claim("A callback that sets `learning_rate` sets Adam's, and the tenth follows.", chapter=CHAPTER)
+@pytest.mark.claim("A callback that sets `learning_rate` sets Adam's, and the tenth follows.", chapter="16")
 def test_a_factor_follows() -> None:
     weights = [keras.Variable([0.0], name=name) for name in ("kernel", "bias")]
     optimizer = companion.ParameterGroups(companion.SGD(1.0), {"bias": 0.1})
