@@ -110,6 +110,8 @@ class Muon(Adam):
     Taught in chapter 16, :doc:`/notebooks/16_one_answer_newer_rules`.
     """
 
+    _matrices: tuple[Any, ...] = ()  # for each variable its shape, and how many rows it has; 0 where Adam steps
+
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -146,22 +148,25 @@ class Muon(Adam):
         """Creates a momentum for each variable, and a velocity for those that take Adam's step."""
         if self.built:
             return
+        if [shape for shape, _ in self._matrices] != [tuple(variable.shape) for variable in variables]:
+            self._matrices = self._searched(variables)  # what was loaded knows them: loading gives other paths
+        keras.optimizers.Optimizer.build(self, variables)
+        self.momentums = self.add_optimizer_variables(variables, "momentum")
+        self.velocities = [
+            None if rows else self.add_variable_from_reference(variable, "velocity")
+            for (_, rows), variable in zip(self._matrices, variables, strict=True)
+        ]
+
+    def _searched(self, variables: list[Any]) -> tuple[Any, ...]:
         paths = [name_of(variable) for variable in variables]
         if missed := [pattern for pattern in self.exclude if not any(re.search(pattern, path) for path in paths)]:
             raise ValueError(
                 f"`exclude` must be found in the paths of variables, which are {paths}. Received: exclude={missed}, "
                 "found in none"
             )
-        keras.optimizers.Optimizer.build(self, variables)
-        self._rows = tuple(self._rows_of(variable) for variable in variables)
-        self.momentums = self.add_optimizer_variables(variables, "momentum")
-        self.velocities = [
-            None if rows else self.add_variable_from_reference(variable, "velocity")
-            for rows, variable in zip(self._rows, variables, strict=True)
-        ]
+        return tuple((tuple(variable.shape), self._rows_of(variable)) for variable in variables)
 
     def _rows_of(self, variable: Any) -> int:
-        """How many rows the matrix has; 0 where Adam steps."""
         rank, path = len(variable.shape), name_of(variable)
         if rank < 2 or any(re.search(pattern, path) for pattern in self.exclude):
             return 0
@@ -171,7 +176,7 @@ class Muon(Adam):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves ``variable`` by one step of the rule."""
         index = self._get_variable_index(variable)
-        rows = self._rows[index]
+        _, rows = self._matrices[index]
         if not rows:
             super().update_step(gradient, variable, learning_rate)
             return
@@ -186,10 +191,20 @@ class Muon(Adam):
         self.assign_sub(variable, ops.reshape(step, variable.shape))
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, for saving."""
-        names = ("momentum", "nesterov", "steps", "scale")
-        own = {name: getattr(self, name) for name in names}
-        return {**super().get_config(), **own, "exclude": list(self.exclude), "input_axes": dict(self.input_axes)}
+        """Returns the constructor's arguments, for saving, and which variables are matrices, by their places."""
+        own = {name: getattr(self, name) for name in ("momentum", "nesterov", "steps", "scale")}
+        own |= {"exclude": list(self.exclude), "input_axes": dict(self.input_axes)}
+        known = {"matrices": [[list(shape), rows] for shape, rows in self._matrices]} if self._matrices else {}
+        return {**super().get_config(), **own, **known}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        """Creates an optimizer from what ``get_config`` has returned."""
+        own = dict(config)
+        matrices = own.pop("matrices", ())
+        optimizer = super().from_config(own, custom_objects)
+        optimizer._matrices = tuple((tuple(shape), rows) for shape, rows in matrices)
+        return optimizer
 
 
 def _is_pattern(pattern: Any) -> bool:

@@ -18,6 +18,8 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "Momentum": (companion.Momentum, partial(BUILTIN_SGD, momentum=0.9)),
     "Nesterov": (partial(companion.Momentum, nesterov=True), partial(BUILTIN_SGD, momentum=0.9, nesterov=True)),
     "Adam": (companion.Adam, BUILTIN_ADAM),
+    "Lion": (companion.Lion, keras.optimizers.Lion),
+    "Muon": (companion.Muon, partial(keras.optimizers.Muon, weight_decay=None, adam_weight_decay=None)),
     "Keras's own Adam against itself": (BUILTIN_ADAM, BUILTIN_ADAM),
 }
 NETWORKS = {"64–32–10": [64, 32, 10], "1024–1024–1024": [1024] * 3}
