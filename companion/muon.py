@@ -77,9 +77,9 @@ class Muon(Adam):
         momentum: :math:`\mu`, a number in [0, 1). Defaults to 0.95.
         nesterov: whether the step looks ahead. Defaults to ``True``.
         steps: of Newton–Schulz, at least 1. Defaults to 5.
-        scale: :math:`s`, for a matrix of :math:`r` rows and :math:`q` columns. ``"moonlight"``:
-            :math:`0.2 \sqrt{\max(r, q)}`, so that the entries of a step are about as large as Adam's. ``"original"``:
-            :math:`\sqrt{\max(1, q / r)}`, with learning rates of about 0.02. Defaults to ``"moonlight"``.
+        scale: :math:`s`, for a matrix of :math:`r` rows and :math:`k` columns. ``"moonlight"``:
+            :math:`0.2 \sqrt{\max(r, k)}`, so that the entries of a step are about as large as Adam's. ``"original"``:
+            :math:`\sqrt{\max(1, k / r)}`, with learning rates of about 0.02. Defaults to ``"moonlight"``.
         exclude: regular expressions; what they are found in, the paths of variables, take Adam's step. Defaults to
             none.
         input_axes: for each regular expression, how many leading axes of the variables that it is found in are the rows

@@ -22,8 +22,8 @@ class ScheduleFreeAdamW(keras.optimizers.Optimizer):
 
     .. math::
 
-       v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
-       z &\leftarrow z - h \Bigl(\frac{g}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} + \lambda \theta\Bigr) \\
+       q &\leftarrow \beta_2 q + (1 - \beta_2) g^2 \\
+       z &\leftarrow z - h \Bigl(\frac{g}{\sqrt{q / (1 - \beta_2^t)} + \epsilon} + \lambda \theta\Bigr) \\
        x &\leftarrow (1 - c) x + c z \\
        \theta &\leftarrow (1 - \beta_1) z + \beta_1 x
 
@@ -36,7 +36,7 @@ class ScheduleFreeAdamW(keras.optimizers.Optimizer):
     or save and :meth:`train` before you go on.
 
     Slots, of at least float32 and zero before the first update: ``average`` :math:`x`, ``iterate`` :math:`z` and
-    ``velocity`` :math:`v`, of the variable's shape, and ``memory``, four numbers: :math:`t`, :math:`H_t`, the sum, and
+    ``velocity`` :math:`q`, of the variable's shape, and ``memory``, four numbers: :math:`t`, :math:`H_t`, the sum, and
     whether the weights hold :math:`x`. The authors keep no :math:`x`, and get it from the weights; here those follow
     from the slots, so nothing is lost by showing :math:`x`, also in half precision.
 
@@ -128,9 +128,9 @@ class ScheduleFreeAdamW(keras.optimizers.Optimizer):
         total = total + ops.square(largest)
 
         gradient = ops.add(ops.zeros_like(x), ops.cast(gradient, wide))  # dense, repeated rows summed
-        v = ops.add(ops.multiply(velocity, self.beta_2), ops.multiply(ops.square(gradient), 1 - self.beta_2))
+        q = ops.add(ops.multiply(velocity, self.beta_2), ops.multiply(ops.square(gradient), 1 - self.beta_2))
         correction = -ops.expm1(ops.multiply(t, math.log(self.beta_2 or 1e-300)))  # 1 - β₂ᵗ, exact in float32, too
-        step = ops.divide(gradient, ops.add(ops.sqrt(ops.divide(v, correction)), self.epsilon))
+        step = ops.divide(gradient, ops.add(ops.sqrt(ops.divide(q, correction)), self.epsilon))
         if self.weight_decay is not None and self._use_weight_decay(variable):
             step = ops.add(step, ops.multiply(point, float(self.weight_decay)))
         z = ops.subtract(z, ops.multiply(step, h))
@@ -138,7 +138,7 @@ class ScheduleFreeAdamW(keras.optimizers.Optimizer):
             z = self._constraints[index](z)  # where it is convex, x and the point between meet it, too
         x = ops.add(x, ops.multiply(ops.subtract(z, x), ops.divide_no_nan(ops.square(largest), total)))
 
-        for slot, value in ((self.averages[index], x), (self.iterates[index], z), (velocity, v)):
+        for slot, value in ((self.averages[index], x), (self.iterates[index], z), (velocity, q)):
             self.assign(slot, value)
         self.assign(memory, ops.stack([t, largest, total, ops.zeros_like(t)]))
         self.assign(variable, self._between(x, z))

@@ -254,7 +254,7 @@ def equal_directions(matrix: np.ndarray) -> np.ndarray:
 NEWER: dict[str, tuple[Any, tuple[str, ...], dict[str, str]]] = {
     "Lion": (np.sign, (), {"momentum": "m"}),
     "Muon": (equal_directions, (), {"momentum": "M"}),
-    "ScheduleFreeAdamW": (None, ("z", "x"), {"velocity": "v", "average": "x", "iterate": "z"}),
+    "ScheduleFreeAdamW": (None, ("z", "x"), {"velocity": "q", "average": "x", "iterate": "z"}),
 }
 """What the named function is, which letters begin at the weight, and the slots with their letters."""
 
@@ -302,7 +302,7 @@ def test_formula_of_a_newer_rule_is_the_code_and_the_chapters(name: str) -> None
         ("Muon", r"G + \mu M)", "M)"),
         ("ScheduleFreeAdamW", r"\lambda \theta", r"\lambda z"),
         ("ScheduleFreeAdamW", "(1 - c) x + c z", "x"),
-        ("ScheduleFreeAdamW", r"v / (1 - \beta_2^t)", "v"),
+        ("ScheduleFreeAdamW", r"q / (1 - \beta_2^t)", "q"),
     ],
 )
 def test_a_mistake_in_a_newer_rule_is_noticed(name: str, right: str, mistake: str) -> None:
