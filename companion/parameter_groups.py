@@ -37,13 +37,13 @@ class ParameterGroups(WrappingOptimizer):
        h_{\text{group}} = f \, h
 
     The factor holds wherever the rate stands: in the step, in weight decay, and for a rate that a schedule or a
-    callback changes. Where a group has an optimizer, that one moves it, with its own rate and its own settings.
+    callback changes. Where a group has an optimizer, that one moves it, with its own rate, settings and counter.
 
     Args:
         default: a ``keras.optimizers.Optimizer``, for variables in no group and in groups with a factor.
         groups: a dictionary. A key is a regular expression that is searched (``re.search``) in the paths of variables,
             such as ``"net/head/kernel"``. A value is a number :math:`f \ge 0`, or a ``keras.optimizers.Optimizer``.
-            With :math:`f = 0` a group is left as it is, its slots too.
+            With :math:`f = 0` a group is left as it is, its slots too, as if it were frozen.
         global_clipnorm: a norm :math:`> 0`. If the gradients of all groups together have a larger one, they are scaled
             down to it, before any rule sees them. Repeated rows of a sparse gradient are summed first. Defaults to
             ``None``.
@@ -55,7 +55,7 @@ class ParameterGroups(WrappingOptimizer):
 
     Raises:
         ValueError: an argument is wrong, one optimizer is given twice, or one that belongs outside (an accumulation, a
-            ``LossScaleOptimizer``) or asks itself (an :class:`InjectedOptimizer`). When it is built, before anything
+            ``LossScaleOptimizer``) or asks itself (an :class:`~companion.InjectedOptimizer`). When it is built, before anything
             moves: a pattern matches nothing, or two match the same variable; the error lists paths.
 
     Example:
@@ -101,7 +101,8 @@ class ParameterGroups(WrappingOptimizer):
         super().__init__(default, name=name)
         pairs = [(default, value) if isinstance(value, float) else (value, 1.0) for value in groups.values()]
         own = self.__dict__  # where Keras and TensorFlow track nothing
-        own.update(_groups=groups, _pairs=((default, 1.0), *pairs), _places={}, _saved_places=None, _stepping=0)
+        own.update(_groups=groups, _pairs=((default, 1.0), *pairs), _places={}, _stepping=0)
+        own.update(_saved_places=None, _saved_whole=[])
         self._rules = rules  # a list, for Keras and tf.train.Checkpoint to find
         self.global_clipnorm = global_clipnorm
 
@@ -147,6 +148,9 @@ class ParameterGroups(WrappingOptimizer):
         variables = list(variables)
         places = self._found_again(variables) or self._searched(variables)
         self.__dict__["_places"] = dict(zip(map(self._var_key, variables), places, strict=True))
+        for rule, knew_all in zip(self._rules, self._saved_whole, strict=False):
+            if knew_all and not rule.built:
+                rule.build(variables)
         super().build(variables)
 
     def _found_again(self, variables: list[Any]) -> list[int] | None:
@@ -175,9 +179,10 @@ class ParameterGroups(WrappingOptimizer):
         missed = [pattern for pattern in self._groups if pattern not in matched]
         if missed and variables:
             raise ValueError(
-                f"`groups` must match variables, and nothing matches {missed}. Paths are made of the names of layers; "
-                "Keras numbers those without a name anew in each model (dense_3), so name them. A frozen layer is not "
-                "among the variables: build first, model.optimizer.build(model.trainable_variables), then freeze it. "
+                f"`groups` must match variables, and nothing matches {missed}. Paths are made of the names of layers: "
+                "give them names, since Keras numbers the others anew in each model (dense_3); a loaded model has no "
+                "names of models in them (net/head is head). A frozen layer is not among the variables: build first, "
+                "model.optimizer.build(model.trainable_variables), then freeze it. "
                 f"Received: {listed}"
             )
         numbers = {pattern: number for number, pattern in enumerate(self._groups, 1)}
@@ -232,9 +237,7 @@ class ParameterGroups(WrappingOptimizer):
         for variable in variables:
             index_in(self, variable)
         pairs = list(zip(grads, variables, strict=True))
-        given = [
-            (fitting_gradient(gradient, variable), variable) for gradient, variable in pairs if gradient is not None
-        ]
+        given = [(fitting_gradient(gradient, v), v) for gradient, v in pairs if gradient is not None]
         if not given:
             raise ValueError(f"No gradients provided for any variable. Received: grads={grads}")
         if missing := [name_of(variable) for gradient, variable in pairs if gradient is None]:
@@ -261,9 +264,8 @@ class ParameterGroups(WrappingOptimizer):
             sums.append(tf.reduce_sum(tf.square(values)))
         widest = keras.backend.result_type(*(total.dtype.name for total in sums))
         norm = tf.sqrt(tf.add_n([tf.cast(total, widest) for total in sums]))
-        factor = bound * tf.minimum(1.0 / norm, 1.0 / bound) + (
-            norm - norm
-        )  # NaN if the norm is not finite, as in Keras
+        # As in Keras, all gradients are NaN if one is not finite.
+        factor = bound * tf.minimum(1.0 / norm, 1.0 / bound) + (norm - norm)
         return [(g if _is_overwritten(variable) else scaled(g, factor), variable) for g, variable in pairs]
 
     @contextmanager
@@ -334,8 +336,9 @@ class ParameterGroups(WrappingOptimizer):
         """Returns the constructor's arguments, for saving, and the groups of the variables by their places."""
         serialize = keras.saving.serialize_keras_object
         groups = [[p, value if isinstance(value, float) else serialize(value)] for p, value in self._groups.items()]
-        places = self._saved_places
+        places, whole = self._saved_places, self._saved_whole
         if self.built:
+            whole = [len(rule._trainable_variables) == len(self._places) for rule in self._rules]
             known = zip(self._assignment, self._trainable_variables, strict=True)
             places = [[place, list(variable.shape), bool(variable.trainable)] for place, variable in known]
         return {
@@ -344,6 +347,7 @@ class ParameterGroups(WrappingOptimizer):
             "groups": groups,
             "global_clipnorm": self.global_clipnorm,
             "places": places,
+            "whole": whole,
         }
 
     @classmethod
@@ -351,9 +355,9 @@ class ParameterGroups(WrappingOptimizer):
         """Creates an optimizer from what ``get_config`` has returned."""
         made = {**config, "default": _made(config["default"], custom_objects)}
         made["groups"] = {pattern: _made(value, custom_objects) for pattern, value in config["groups"]}
-        places = made.pop("places", None)
+        places, whole = made.pop("places", None), made.pop("whole", [])
         optimizer = cls(**made)
-        optimizer.__dict__["_saved_places"] = places
+        optimizer.__dict__.update(_saved_places=places, _saved_whole=whole)
         return optimizer
 
 

@@ -135,7 +135,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
 
     # Private names of Keras from here on: `_model_variables_moving_average`, which SwapEMAWeights asks for,
-    # `_trainable_variables` and `_get_variable_index`. Checked on 3.13.2 and 3.15.1; tests/test_wrappers.py notices.
+    # `_trainable_variables`, `_var_key`, `_get_variable_index` and `_trainable_variables_indices`. Checked on 3.13.2 and 3.15.1;
+    # tests/test_wrappers.py notices.
 
     @property
     def _model_variables_moving_average(self) -> list[Any]:
@@ -148,12 +149,15 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         return [found[index] for index in range(len(known))]
 
     def finalize_variable_values(self, var_list: Any) -> None:
-        """Lets the wrapped optimizer put its moving averages into those weights that are trained."""
-        shares = self._shares(list(var_list))
+        """Lets the wrapped optimizer put its moving averages into those weights that are trained, and by it."""
+        shares = self._shares([variable for variable in var_list if self._knows(variable)])
         trained = {(id(owner), index_in(owner, variable)) for owner, theirs in shares for variable in theirs}
         with self._standing_still(lambda optimizer, index: (id(optimizer), index) not in trained):
             for optimizer in self.wrapped():  # all their variables: Keras pairs them and averages by their places
                 optimizer.finalize_variable_values(optimizer._trainable_variables)
+
+    def _knows(self, variable: Any) -> bool:
+        return self._var_key(variable) in self._trainable_variables_indices
 
     def _frozen_stay(self) -> Any:
         """A context in which frozen variables keep their values, though Keras puts averages into all that it knows."""
