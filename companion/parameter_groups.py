@@ -55,8 +55,8 @@ class ParameterGroups(WrappingOptimizer):
 
     Raises:
         ValueError: an argument is wrong, one optimizer is given twice, or one that belongs outside (an accumulation, a
-            ``LossScaleOptimizer``) or asks itself (an :class:`~companion.InjectedOptimizer`). When it is built, before anything
-            moves: a pattern matches nothing, or two match the same variable; the error lists paths.
+            ``LossScaleOptimizer``) or asks itself (an :class:`~companion.InjectedOptimizer`). When it is built, before
+            anything moves: a pattern matches nothing, or two match the same variable; the error lists paths.
 
     Example:
         >>> head, body = keras.Variable([0.0], name="head"), keras.Variable([0.0], name="body")
