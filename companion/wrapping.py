@@ -135,7 +135,7 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
 
     # Private names of Keras from here on: `_model_variables_moving_average`, which SwapEMAWeights asks for,
-    # `_trainable_variables`, `_trainable_variables_indices`, `_var_key` and `_get_variable_index`. Checked on 3.13.2 and
+    # `_trainable_variables`, `_trainable_variables_indices`, `_var_key`, `_get_variable_index`. Checked on 3.13.2 and
     # 3.15.1; tests/test_wrappers.py notices.
 
     @property
