@@ -145,7 +145,6 @@ class ParameterGroups(WrappingOptimizer):
         """Finds the group of each variable, and builds the optimizers with theirs."""
         if self.built:
             return
-        variables = list(variables)
         places = self._found_again(variables) or self._searched(variables)
         self.__dict__["_places"] = dict(zip(map(self._var_key, variables), places, strict=True))
         for rule, knew_all in zip(self._rules, self._saved_whole, strict=False):
@@ -243,13 +242,26 @@ class ParameterGroups(WrappingOptimizer):
         if missing := [name_of(variable) for gradient, variable in pairs if gradient is None]:
             warnings.warn(f"Gradients do not exist for variables {missing}; they are left as they are.", stacklevel=2)
         given = self._clipped([pair for pair in given if self._rule_and_factor(pair[1])[1]])
-        for rule in self._rules:
-            share = [pair for pair in given if self._rule_and_factor(pair[1])[0] is rule]
-            if share:
-                with self._rates() if rule is self.default else nullcontext():
-                    rule.apply([gradient for gradient, _ in share], [variable for _, variable in share])
-            elif rule is self.default:
-                rule.iterations.assign_add(1)  # it counts the updates of all, and schedules follow it
+        with self._all_or_nothing(variables):
+            for rule in self._rules:
+                share = [pair for pair in given if self._rule_and_factor(pair[1])[0] is rule]
+                if share:
+                    with self._rates() if rule is self.default else nullcontext():
+                        rule.apply([gradient for gradient, _ in share], [variable for _, variable in share])
+                elif rule is self.default:
+                    rule.iterations.assign_add(1)  # it counts the updates of all, and schedules follow it
+
+    @contextmanager
+    def _all_or_nothing(self, variables: list[Any]) -> Iterator[None]:
+        """A context in which the first rules have not moved if the last one fails. In a graph nothing has run then."""
+        several = len(self._rules) > 1 and tf.executing_eagerly()
+        before = [(v, tf.identity(v)) for v in (*variables, *self.variables)] if several else []
+        try:
+            yield
+        except Exception:
+            for variable, value in before:
+                variable.assign(value)
+            raise
 
     def _clipped(self, pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         """Gradients and variables, the gradients scaled down by one number if they are too large together."""
@@ -335,7 +347,6 @@ class ParameterGroups(WrappingOptimizer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for saving, and the groups of the variables by their places."""
         serialize = keras.saving.serialize_keras_object
-        groups = [[p, value if isinstance(value, float) else serialize(value)] for p, value in self._groups.items()]
         places, whole = self._saved_places, self._saved_whole
         if self.built:
             whole = [len(rule._trainable_variables) == len(self._places) for rule in self._rules]
@@ -344,7 +355,7 @@ class ParameterGroups(WrappingOptimizer):
         return {
             "name": self.name,
             "default": serialize(self.default),
-            "groups": groups,
+            "groups": [[pattern, serialize(value)] for pattern, value in self._groups.items()],
             "global_clipnorm": self.global_clipnorm,
             "places": places,
             "whole": whole,
@@ -353,16 +364,13 @@ class ParameterGroups(WrappingOptimizer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
         """Creates an optimizer from what ``get_config`` has returned."""
-        made = {**config, "default": _made(config["default"], custom_objects)}
-        made["groups"] = {pattern: _made(value, custom_objects) for pattern, value in config["groups"]}
+        made, make = dict(config), keras.saving.deserialize_keras_object
+        made["default"] = make(config["default"], custom_objects)
+        made["groups"] = {pattern: make(value, custom_objects) for pattern, value in config["groups"]}
         places, whole = made.pop("places", None), made.pop("whole", [])
         optimizer = cls(**made)
         optimizer.__dict__.update(_saved_places=places, _saved_whole=whole)
         return optimizer
-
-
-def _made(value: Any, custom_objects: Any) -> Any:
-    return value if isinstance(value, float) else keras.saving.deserialize_keras_object(value, custom_objects)
 
 
 def _times(factor: float, rate: Any) -> Any:
@@ -405,7 +413,7 @@ def _checked(pattern: Any, value: Any) -> Any:
 
 def _check_together(rules: list[Any]) -> None:
     """Raises if one of the optimizers cannot be in groups, or not with the others. The first is the default."""
-    seen: dict[int, str] = {}
+    seen: set[int] = set()
     for number, rule in enumerate(rules):
         argument = "groups" if number else "default"
         received = f"Received: {argument}={rule!r}"
@@ -416,22 +424,20 @@ def _check_together(rules: list[Any]) -> None:
             )
         for layer in wrapped_by(rule):
             name = type(layer).__name__
-            if isinstance(layer, keras.optimizers.LossScaleOptimizer):
-                words = "hold a LossScaleOptimizer, which sees every gradient: LossScaleOptimizer(ParameterGroups(...))"
-                words += ", or leave it to `compile` and the mixed_float16 policy."
-            elif isinstance(layer, (ParameterGroups, getattr(keras.optimizers, "MultiOptimizer", ParameterGroups))):
+            outside = isinstance(layer, WrappingOptimizer) and not isinstance(layer, CoalesceGradients)
+            if isinstance(layer, (ParameterGroups, getattr(keras.optimizers, "MultiOptimizer", ParameterGroups))):
                 words = "hold groups of their own: put their rules into `groups`."
-            elif isinstance(layer, WrappingOptimizer) and not isinstance(layer, CoalesceGradients):
+            elif isinstance(layer, keras.optimizers.LossScaleOptimizer) or outside:
                 words = f"hold a {name}, which belongs outside: {name}(ParameterGroups(...), ...)."
+                words += "" if outside else " The mixed_float16 policy and `compile` put it there."
             elif callable(getattr(layer, "direction", None)):
                 words = f"hold a {name}, which asks for gradients of all weights together: use it alone."
             elif layer.gradient_accumulation_steps:
                 raise ValueError(f"{_ACCUMULATE} {received}")
             elif id(layer) in seen:
-                words = "hold one optimizer twice, which would count each step twice: make one for each group, or let "
-                words += "one pattern match both, 'a|b'."
+                words = "hold one optimizer twice: make one for each group, or let one pattern match both, 'a|b'."
             else:
-                seen[id(layer)] = argument
+                seen.add(id(layer))
                 continue
             raise ValueError(f"`{argument}` must not {words} {received}")
     factors = [rule.loss_scale_factor for rule in rules]

@@ -119,7 +119,8 @@ RULES = sorted(
     if name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
 )
 OPTIMIZERS: dict[str, Callable[..., Any]] = {name: getattr(K, name) for name in RULES}
-OPTIMIZERS |= {f"companion.{name}": getattr(companion, name) for name in ("Momentum", "Adam", "AdamsBashforth2")}
+OURS = ("Momentum", "Adam", "AdamsBashforth2", "Lion", "Muon", "ScheduleFreeAdamW")
+OPTIMIZERS |= {f"companion.{name}": getattr(companion, name) for name in OURS if hasattr(companion, name)}
 OPTIMIZERS["rows"] = lambda rate, **settings: CoalesceGradients(K.RMSprop(rate, **settings))
 
 
@@ -649,6 +650,19 @@ def test_a_step_that_fails_moves_nothing() -> None:
     go(optimizer, gradients(1), start=weights)
     before, slots = arrays(weights), arrays(optimizer.variables)
     stranger = keras.Variable(np.zeros(4), name="stranger")
+
+    class Fails(K.SGD):
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            super().update_step(gradient, variable, learning_rate)
+            raise RuntimeError("in the middle")
+
+    failing = ParameterGroups(K.SGD(0.1, momentum=0.9), {"head_bias": Fails(0.1), "body": 0.5})
+    with pytest.raises(RuntimeError, match="in the middle"):
+        go(failing, steps, start=weights)
+    assert identical(arrays(weights), before)
+    assert int(failing.iterations) == 0
+    assert not any(np.any(slot.numpy()) for slot in failing.variables if "momentum" in slot.path)
+    assert "update_step" not in vars(failing.default)
     bad = [*steps[0][:3], np.zeros(5)]
     for grads, theirs, words in (
         (bad, weights, "shape of its variable.*head_bias"),
