@@ -108,7 +108,7 @@ class ParameterGroups(WrappingOptimizer):
 
     @property
     def groups(self) -> dict[str, Any]:
-        """The groups: patterns, and a factor or an optimizer for each."""
+        """Patterns, and a factor or an optimizer for each."""
         return dict(self._groups)
 
     def wrapped(self) -> list[Any]:
