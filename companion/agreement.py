@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from companion.wrapping import wrapped_by
+from companion.wrapping import name_of, wrapped_by
 
 
 def description(model: Any, outer_optimizer: Any) -> str:
@@ -52,7 +52,7 @@ def names_of(variables: Sequence[Any]) -> list[str]:
     Args:
         variables: Keras variables.
     """
-    paths = [[part.rpartition("_") for part in variable.path.split("/")] for variable in variables]
+    paths = [[part.rpartition("_") for part in name_of(variable).split("/")] for variable in variables]
     split = [
         [(stem, int(n)) if stem and n.isdigit() else (stem + bar + n, -1) for stem, bar, n in path] for path in paths
     ]

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from companion import arguments
+from companion.agreement import names_of
 from companion.gradients import coalesce, scaled, widened
 from companion.wrapping import CoalesceGradients, WrappingOptimizer, fitting_gradient, index_in, name_of, wrapped_by
 
@@ -45,8 +46,8 @@ class ParameterGroups(WrappingOptimizer):
             such as ``"net/head/kernel"``. A value is a number :math:`f \ge 0`, or a ``keras.optimizers.Optimizer``.
             With :math:`f = 0` a group is left as it is, its slots too, as if it were frozen.
         global_clipnorm: a norm :math:`> 0`. If the gradients of all groups together have a larger one, they are scaled
-            down to it, before any rule sees them. Repeated rows of a sparse gradient are summed first. Defaults to
-            ``None``.
+            down to it, before any rule sees them. Repeated rows of a sparse gradient are summed first. (That of an
+            optimizer inside is for its own variables.) Defaults to ``None``.
         name: a name for the optimizer. Defaults to one made from the class.
 
     Attributes:
@@ -73,7 +74,8 @@ class ParameterGroups(WrappingOptimizer):
 
     Once built, it knows its groups by the places of variables, and saves them: loading gives variables other paths
     (``net/head/kernel`` becomes ``head/kernel``), and the groups stay as they were. In a new model of other shapes, the
-    patterns are searched anew.
+    patterns are searched anew. Where one is not found, all are searched in the paths that a process of its own would
+    give: Keras numbers layers without a name, and the first ``dense_7`` is ``dense`` there.
 
     Unlike ``keras.optimizers.MultiOptimizer``, it can be saved and loaded with its state, has a learning rate, clips
     over all groups, and searches patterns instead of matching the whole path.
@@ -132,8 +134,7 @@ class ParameterGroups(WrappingOptimizer):
 
     def _set_there(self, name: str, value: Any) -> None:
         if name == "global_clipnorm":
-            fits = value if value is None else arguments.number(name, value, 0, include_low=False)
-            self.__dict__[name] = fits
+            self.__dict__[name] = value if value is None else arguments.number(name, value, 0, include_low=False)
         elif name == "gradient_accumulation_steps" and value:
             raise ValueError(f"{_ACCUMULATE} Received: {name}={value!r}")
         else:
@@ -166,26 +167,32 @@ class ParameterGroups(WrappingOptimizer):
     def _searched(self, variables: list[Any]) -> list[int]:
         """The groups of variables by their paths: 0 is none, 1 the first."""
         paths = [name_of(variable) for variable in variables]
-        found = [[p for p in self._groups if re.search(p, path)] for path in paths]
-        listed = f"paths={paths[:_PATHS]}" + (f" and {len(paths) - _PATHS} more" if len(paths) > _PATHS else "")
+        found, missed = self._matches(paths)
         twice = {path: patterns for path, patterns in zip(paths, found, strict=True) if len(patterns) > 1}
         if twice:
             raise ValueError(
                 "`groups` must not match a variable twice: make the patterns narrower. A pattern is searched anywhere "
                 f"in a path; ^ and $ are its ends. Received: {dict(list(twice.items())[:_PATHS])}"
             )
-        matched = {pattern for patterns in found for pattern in patterns}
-        missed = [pattern for pattern in self._groups if pattern not in matched]
         if missed and variables:
-            raise ValueError(
-                f"`groups` must match variables, and nothing matches {missed}. Paths are made of the names of layers: "
-                "give them names, since Keras numbers the others anew in each model (dense_3); a loaded model has no "
-                "names of models in them (net/head is head). A frozen layer is not among the variables: build first, "
-                "model.optimizer.build(model.trainable_variables), then freeze it. "
-                f"Received: {listed}"
-            )
+            found, still_missed = self._matches(names_of(variables))
+            if still_missed or max(map(len, found)) > 1:
+                half = _PATHS // 2
+                shown = paths if len(paths) <= _PATHS else [*paths[:half], "...", *paths[-half:]]
+                raise ValueError(
+                    f"`groups` must match variables, and nothing matches {missed}. Paths are made of the names of "
+                    "layers: give them names, since Keras numbers the others anew in each model (dense_3); a loaded "
+                    "model has no names of models in them (net/head is head). A frozen layer is not among the "
+                    "variables: build first, model.optimizer.build(model.trainable_variables), then freeze it. "
+                    f"Received: paths={shown}"
+                )
         numbers = {pattern: number for number, pattern in enumerate(self._groups, 1)}
         return [numbers[patterns[0]] if patterns else 0 for patterns in found]
+
+    def _matches(self, names: list[str]) -> tuple[list[list[str]], list[str]]:
+        """The patterns that match each name, and those that match none."""
+        found = [[pattern for pattern in self._groups if re.search(pattern, name)] for name in names]
+        return found, [pattern for pattern in self._groups if not any(pattern in patterns for patterns in found)]
 
     def _shares(self, variables: list[Any]) -> list[tuple[Any, list[Any]]]:
         owners = [self._rule_and_factor(variable)[0] for variable in variables]
@@ -265,15 +272,12 @@ class ParameterGroups(WrappingOptimizer):
 
     def _clipped(self, pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         """Gradients and variables, the gradients scaled down by one number if they are too large together."""
-        measured = [gradient for gradient, variable in pairs if not _is_overwritten(variable)]
-        if self.global_clipnorm is None or not measured:
+        if self.global_clipnorm is None or all(_is_overwritten(variable) for _, variable in pairs):
             return pairs
         bound = self.global_clipnorm * (self.loss_scale_factor or 1.0)
-        sums = []
-        for gradient in measured:
-            values = widened(coalesce(gradient))
-            values = values.values if isinstance(values, tf.IndexedSlices) else values
-            sums.append(tf.reduce_sum(tf.square(values)))
+        measured = [widened(coalesce(g)) for g, variable in pairs if not _is_overwritten(variable)]
+        numbers = [gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient for gradient in measured]
+        sums = [tf.reduce_sum(tf.square(values)) for values in numbers]
         widest = keras.backend.result_type(*(total.dtype.name for total in sums))
         norm = tf.sqrt(tf.add_n([tf.cast(total, widest) for total in sums]))
         # As in Keras, all gradients are NaN if one is not finite.
@@ -352,14 +356,9 @@ class ParameterGroups(WrappingOptimizer):
             whole = [len(rule._trainable_variables) == len(self._places) for rule in self._rules]
             known = zip(self._assignment, self._trainable_variables, strict=True)
             places = [[place, list(variable.shape), bool(variable.trainable)] for place, variable in known]
-        return {
-            "name": self.name,
-            "default": serialize(self.default),
-            "groups": [[pattern, serialize(value)] for pattern, value in self._groups.items()],
-            "global_clipnorm": self.global_clipnorm,
-            "places": places,
-            "whole": whole,
-        }
+        groups = [[pattern, serialize(value)] for pattern, value in self._groups.items()]
+        own = {"groups": groups, "global_clipnorm": self.global_clipnorm, "places": places, "whole": whole}
+        return {"name": self.name, "default": serialize(self.default), **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:

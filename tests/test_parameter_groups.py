@@ -328,6 +328,18 @@ def test_an_optimizer_in_use_can_be_put_into_groups_and_saved(tmp_path: pathlib.
     assert identical(go_on(loaded, [2]), go_on(model, [2]))
 
 
+def test_a_model_made_again_has_the_same_groups() -> None:
+    """As where the cell of a notebook is run twice: Keras gives the second model other numbers."""
+    for _ in range(2):
+        model = keras.Sequential([keras.Input((3,)), L.Dense(4), L.Dense(1)])
+        model.compile(ParameterGroups(K.Adam(0.1), {"dense/": 0.5, "dense_1/kernel": K.SGD()}), "mse", run_eagerly=True)
+        go_on(model, [0])
+        assert model.optimizer._assignment == [1, 1, 2, 0]
+    assert "dense/" not in model.layers[0].kernel.path
+    with pytest.raises(ValueError, match=r"nothing matches.*'third/'\].*paths=\['sequential"):
+        ParameterGroups(K.Adam(0.1), {"dense/": 0.5, "third/": 1}).build(model.trainable_variables)
+
+
 def test_a_round_trip_of_the_configuration() -> None:
     @keras.saving.register_keras_serializable("tests")
     class Mine(K.SGD):
