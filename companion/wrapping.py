@@ -1,6 +1,6 @@
 """What every optimizer that wraps another one hands on to it: what is asked of it, set on it, saved and built."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -150,11 +150,10 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Lets the wrapped optimizer put its moving averages into those weights that are trained, and by it."""
-        shares = self._shares([variable for variable in var_list if self._knows(variable)])
-        trained = {(id(owner), index_in(owner, variable)) for owner, theirs in shares for variable in theirs}
-        with self._standing_still(lambda optimizer, index: (id(optimizer), index) not in trained):
-            for optimizer in self.wrapped():  # all their variables: Keras pairs them and averages by their places
-                optimizer.finalize_variable_values(optimizer._trainable_variables)
+        for optimizer, theirs in self._shares([variable for variable in var_list if self._knows(variable)]):
+            trained, known = {index_in(optimizer, variable) for variable in theirs}, optimizer._trainable_variables
+            with _standing_still([variable for index, variable in enumerate(known) if index not in trained]):
+                optimizer.finalize_variable_values(known)  # all: Keras pairs variables and averages by their places
 
     def _knows(self, variable: Any) -> bool:
         return self._var_key(variable) in self._trainable_variables_indices
@@ -162,15 +161,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     def _frozen_stay(self) -> Any:
         """A context in which frozen variables keep their values, though Keras puts averages into all that it knows."""
         overwrites = any(layer.use_ema and layer.ema_overwrite_frequency for layer in wrapped_by(self))
-        return self._standing_still(lambda owner, index: overwrites and not owner._trainable_variables[index].trainable)
-
-    @contextmanager
-    def _standing_still(self, which: Callable[[Any, int], bool]) -> Iterator[None]:
-        known = [(owner, index, v) for owner in self.wrapped() for index, v in enumerate(owner._trainable_variables)]
-        before = [(variable, tf.identity(variable)) for owner, index, variable in known if which(owner, index)]
-        yield
-        for variable, value in before:
-            variable.assign(value)
+        known = [v for optimizer in self.wrapped() for v in optimizer._trainable_variables] if overwrites else []
+        return _standing_still([variable for variable in known if not variable.trainable])
 
     def build(self, variables: list[Any]) -> None:
         """Builds the wrapped optimizer. If it has been in use before, it must know the variables."""
@@ -208,6 +200,15 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
             for name, value in config.items()
         }
         return cls(**objects)
+
+
+@contextmanager
+def _standing_still(variables: list[Any]) -> Iterator[None]:
+    """A context after which variables have the values that they had before."""
+    before = [(variable, tf.identity(variable)) for variable in variables]
+    yield
+    for variable, value in before:
+        variable.assign(value)
 
 
 def name_of(variable: Any) -> str:

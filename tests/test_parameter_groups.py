@@ -715,6 +715,18 @@ def test_what_an_optimizer_does_not_know_is_not_finalized() -> None:
         assert identical(arrays(weights[2:]), before)
 
 
+def test_each_group_ends_with_its_own_average() -> None:
+    """Also where the default was in use for all variables, and has averages of those that are now another's."""
+    weights, adam = variables(), K.Adam(0.1, use_ema=True)
+    go(adam, gradients(2), start=weights)
+    optimizer = ParameterGroups(adam, {"head": K.SGD(0.1, use_ema=True), "body_bias": 0.5})
+    go(optimizer, gradients(3), start=weights)
+    expected = arrays(optimizer._model_variables_moving_average)
+    assert not any(np.array_equal(a, b) for a, b in zip(arrays(weights), expected, strict=True))
+    optimizer.finalize_variable_values(weights)
+    assert identical(arrays(weights), expected)
+
+
 def test_names_of_keras_that_groups_use_are_there() -> None:
     for name in ("_get_current_learning_rate", "_apply_weight_decay", "_var_key"):
         assert callable(getattr(K.SGD(), name))
