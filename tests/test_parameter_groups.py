@@ -143,6 +143,24 @@ def test_equal_to_separate_optimizers(name: str, settings: Any) -> None:
     assert not {"update_step", "_apply_weight_decay", "_get_current_learning_rate"} & set(vars(rule))
 
 
+def test_a_rule_that_asks_for_its_rate_is_told_the_groups() -> None:
+    """It need not use the rate that it is handed; and what somebody has put in place of its step stays there."""
+
+    class Asks(K.SGD):
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            super().update_step(gradient, variable, self.learning_rate)
+
+    default, calls = Asks(0.5), []
+    step = default.update_step
+    default.update_step = lambda *arguments: [calls.append(1), step(*arguments)]
+    found = go(ParameterGroups(default, {"body": 0.25}), gradients(2))
+    assert len(calls) == 8
+    expected = variables()
+    for rate, which in ((0.125, (0, 1)), (0.5, (2, 3))):
+        go(K.SGD(rate), gradients(2), which, expected)
+    assert identical(found, arrays(expected))
+
+
 def test_a_group_with_factor_0_stays_as_it_is() -> None:
     """Also where a rate of 0 would divide by zero, and a gradient is no number."""
     for rule in (K.Ftrl(0.1), K.AdamW(0.1)):
@@ -599,7 +617,7 @@ def test_replicas_end_where_one_device_does() -> None:
 # Errors
 
 
-class Asks(companion.InjectedOptimizer):
+class AsksTwice(companion.InjectedOptimizer):
     def direction(self, oracle: Any, values: Any, learning_rate: Any) -> Any:
         return oracle(values)
 
@@ -631,7 +649,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ParameterGroups(ParameterGroups(K.SGD(), {}), {}), "`default` must not hold groups of their own"),
     (lambda: ParameterGroups(GradientAccumulation(K.SGD(), 2), {}), r"GradientAccumulation\(ParameterGroups\(\.\.\.\)"),
     (lambda: ParameterGroups(K.SGD(), {"a": K.SGD(gradient_accumulation_steps=2)}), r"`gradient_accumulation_steps` m"),
-    (lambda: ParameterGroups(K.SGD(), {"a": Asks()}), "`groups` must not hold a Asks, which asks"),
+    (lambda: ParameterGroups(K.SGD(), {"a": AsksTwice()}), "`groups` must not hold a AsksTwice, which asks"),
     (lambda: ParameterGroups(companion.Heun(), {"a": 0.5}), "`default` must not hold a Heun, which asks"),
     (lambda: ParameterGroups(K.SGD(loss_scale_factor=2.0), {"a": K.SGD()}), r"`loss_scale_factor`.*\[2\.0, None\]"),
     (lambda: ParameterGroups(K.SGD(), {}, global_clipnorm=-1), "`global_clipnorm` must be a number"),
