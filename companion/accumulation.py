@@ -290,8 +290,8 @@ class GradientAccumulation(WrappingOptimizer):
         if self.on_nonfinite == "raise":
             with tf.control_dependencies([tf.debugging.Assert(finite, [_NOT_FINITE])]):
                 finite = tf.identity(finite)
-        choice = tf.where(finite, tf.where(fills, 2, 1), 0)
-        tf.switch_case(choice, [lambda: self._skip(1), accumulate, update])
+        # Not one choice of three: XLA aborts the process where it looks into one that depends on summed-up rows.
+        tf.cond(finite, lambda: tf.cond(fills, update, accumulate), lambda: self._skip(1))
 
     def _end_window(self, strategy: Any, batch: MicroBatch, window: Any) -> None:
         """Updates with what the window holds and with what the micro-batch, the last one, brings; then empties it."""

@@ -545,6 +545,20 @@ def test_the_same_rule_in_groups_is_one_rule(wrap: Any, prepare: Any, options: A
     assert_close(ends[0], ends[1], 1e-6 if options.get("jit_compile") else 0)
 
 
+def test_windows_of_summed_rows_are_compiled() -> None:
+    """An embedding behind ``inject``, in windows, under XLA: a switch of three branches there aborts the process."""
+    ids, ends = np.random.default_rng(0).integers(0, 9, (24, 5)), []
+    for jit_compile in (False, True):
+        keras.utils.set_random_seed(0)
+        layers = [L.Embedding(9, 4, name="table"), L.Flatten(), L.Dense(1, name="head")]
+        model = keras.Sequential([keras.Input((5,), dtype="int32"), *layers])
+        optimizer = ParameterGroups(K.AdamW(0.1), {"table": K.Adagrad(0.1), "bias": 0.5}, global_clipnorm=0.1)
+        model.compile(GradientAccumulation(optimizer, 2), "mse", jit_compile=jit_compile)
+        inject(model).fit(ids, Y, 6, shuffle=False, verbose=0)
+        ends.append(arrays(model.weights))
+    assert_close(ends[0], ends[1], 1e-5)
+
+
 def test_rows_that_repeat_are_summed_inside_and_outside() -> None:
     """Equal to a dense gradient: the wrapper around all, around the default with a factor, around one group."""
     sparse = tf.IndexedSlices(tf.constant([[1.0], [2.0], [4.0]]), tf.constant([2, 0, 2]), tf.constant([3, 1]))
