@@ -174,8 +174,7 @@ def test_windows_have_the_gradient_of_their_pairs(counted: Callable[..., Any]) -
 
 
 @pytest.mark.claim(
-    "The random words are shared, so their noise is; the loss on average is that of pairs with five random words each, "
-    "less those that equal the neighbour.",
+    "On average the loss is that of pairs with five random words each, not counting those that equal the neighbour.",
     chapter="a1",
 )
 @pytest.mark.parametrize("count", [5, wrong(1, why="each shared word counts once")])
