@@ -216,8 +216,8 @@ def assigns(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None
     [returns, rebinds, plans, pytest.param(assigns, marks=pytest.mark.xfail(strict=True, reason="this one learns"))],
 )
 @pytest.mark.claim(
-    "With weight decay and constraints off, a Keras 3 `update_step` that returns the new value and never assigns it "
-    "trains without a warning and never moves a weight.",
+    "If an `update_step` of Keras 3 returns the new value instead of assigning it, training runs without a warning, but "
+    "no weight moves, as long as weight decay and constraints are off.",
     chapter="02",
 )
 @pytest.mark.claim("The step counter counts calls, not changes.", chapter="02")
@@ -402,7 +402,7 @@ def test_where_rmsprop_adds_epsilon() -> None:
 
 @pytest.mark.parametrize("condition", [True, False])
 @pytest.mark.claim(
-    "`where` picks one of two values, but an `assign` among them has run before `where` is asked.", chapter="02"
+    "`ops.where` picks one of two values; an `assign` among its arguments has already run by then.", chapter="02"
 )
 def test_where_cannot_hold_back_an_assignment(condition: bool) -> None:
     for run in (lambda f: f, tf.function):
