@@ -157,7 +157,7 @@ def adagrad(rate: float) -> keras.optimizers.Optimizer:
 
 @pytest.mark.claim(
     "When an id repeats in a batch, Adam, Adagrad and RMSprop square each occurrence by itself, and their first step "
-    "is √n times too long for a row that occurs n times alike.",
+    "is √n times too long for a row that occurs n times with the same gradient.",
     chapter="04",
 )
 @pytest.mark.parametrize("pieces", [2, 9, 50])
@@ -199,7 +199,7 @@ def test_gradient_descent_adds(make: Callable[[float], Any]) -> None:
     assert step_on_pieces(make(0.1), 8) == pytest.approx(step_on_pieces(make(0.1), 1), rel=1e-12)
 
 
-@pytest.mark.claim("`SkipGram` sums rows that share an id by itself, wherever the optimizer would not.", chapter="04")
+@pytest.mark.claim("`SkipGram` adds up the rows of each id for you, whatever the optimizer.", chapter="04")
 @pytest.mark.parametrize("gradients", ["closed_form", "autodiff"])
 @pytest.mark.parametrize("make", [keras.optimizers.Adam, adagrad, keras.optimizers.SGD])
 def test_skip_gram_sums_rows(make: Callable[[float], Any], gradients: str) -> None:
