@@ -187,8 +187,8 @@ class Counting(companion.SGD):
 
 
 @pytest.mark.claim(
-    "Under the compiled default the Python of `update_step` runs only while TensorFlow traces the step, here once for "
-    "each weight tensor, while the weights change at every batch.",
+    "By default the Python of `update_step` runs only while TensorFlow traces the step, here once for each weight "
+    "tensor. The weights change at every batch.",
     chapter="01",
 )
 def test_python_runs_only_while_tracing() -> None:
@@ -385,7 +385,7 @@ def test_fit_with_an_average_breaks_the_constraint() -> None:
     assert layer.kernel.numpy().min() == 0
 
 
-@pytest.mark.claim("Clipping bounds the gradient, not the step.", chapter="01")
+@pytest.mark.claim("Clipping bounds the gradient, not the step", chapter="01")
 @pytest.mark.parametrize("clipping", ["clipnorm", "global_clipnorm", "clipvalue"])
 def test_a_step_may_be_longer_than_the_bound(clipping: str) -> None:
     weight = keras.Variable([2.0])
