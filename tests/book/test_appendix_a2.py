@@ -152,8 +152,8 @@ def test_the_record_is_quoted_rightly() -> None:
 
 @pytest.mark.parametrize("variables", ["ref", pytest.param("resource", marks=pytest.mark.xfail(strict=True))])
 @pytest.mark.claim(
-    'A variable of 2018 was read by handing out its own memory, so a value "read" before a write could still change '
-    "with it.",
+    'Reading a variable of 2018 gave you its own memory, not a copy, so a value "read" before a write could still '
+    "change with that write.",
     chapter="a2",
 )
 def test_a_read_of_2018_changes_with_a_later_write(variables: str) -> None:
