@@ -216,8 +216,8 @@ def assigns(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None
     [returns, rebinds, plans, pytest.param(assigns, marks=pytest.mark.xfail(strict=True, reason="this one learns"))],
 )
 @pytest.mark.claim(
-    "If an `update_step` of Keras 3 returns the new value instead of assigning it, training runs without a warning, but "
-    "no weight moves, as long as weight decay and constraints are off.",
+    "If an `update_step` of Keras 3 returns the new value instead of assigning it, training runs without a warning, "
+    "but no weight moves, as long as weight decay and constraints are off.",
     chapter="02",
 )
 @pytest.mark.claim("The step counter counts calls, not changes.", chapter="02")
