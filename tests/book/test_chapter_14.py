@@ -130,7 +130,7 @@ def test_one_faulty_device() -> None:
     assert max(ends.values()) < 0.75
 
 
-@pytest.mark.claim("It takes any factor below −4.", chapter="14")
+@pytest.mark.claim("Any factor below −4 is enough.", chapter="14")
 @pytest.mark.parametrize("factor", [-4.01, -10, wrong(-3.99, why="the four still prevail")])
 def test_how_loud_one_must_be(factor: float) -> None:
     """All agree; the sum points uphill."""
@@ -226,7 +226,7 @@ def test_rules_without_weights(rule: str) -> None:
 
 
 @pytest.mark.claim(
-    "Where the others agree, a median or a vote withstands whatever fewer than half of the devices say, and no more.",
+    "Where the honest devices agree, a median or a vote is safe while fewer than half of the devices are faulty.",
     chapter="14",
 )
 @pytest.mark.parametrize("rule", ["median", "vote", wrong("mean", why="one is enough")])
