@@ -132,7 +132,7 @@ def test_price_of_own_digits(own_digits: bool) -> None:
     assert 1.8 < ratio < 2
 
 
-@pytest.mark.claim("Twenty times less talk costs one percent of the loss.", chapter="15")
+@pytest.mark.claim("Twenty times fewer exchanges cost one percent of the loss.", chapter="15")
 @pytest.mark.parametrize("own_digits", [False, wrong(True, why="workers differ")])
 def test_price_with_fair_samples(own_digits: bool) -> None:
     assert round(local_sgd(20, own_digits)[-1] / local_sgd(1, own_digits)[-1], 2) == 1.01
@@ -208,7 +208,7 @@ def test_distance_of_first_order(k: int, largest: float) -> None:
     assert abs(np.polyfit(np.log(rates), np.log(distances), 1)[0] - 1) < 0.02
 
 
-@pytest.mark.claim("It grows with k - 1 in the same way.", chapter="15")
+@pytest.mark.claim("As long as hk is small, the distance is also in proportion to k − 1.", chapter="15")
 @pytest.mark.parametrize("power", [1, wrong(2, why="with its square")])
 def test_distance_grows_with_the_steps_beyond_one(power: int) -> None:
     steps = np.array([2, 3, 5, 9])
@@ -553,7 +553,9 @@ def test_the_killed_run(tmp_path: pathlib.Path, lose: str) -> None:
 
 
 @pytest.mark.claim(
-    "The last epoch that all finished is the oldest of their newest backups; each still holds it.", chapter="15"
+    "Look at each worker's newest backup and take the smallest epoch number: all have finished this epoch, and each "
+    "still holds it.",
+    chapter="15",
 )
 @pytest.mark.parametrize("rule", ["wait", wrong("do not wait", why="a worker deletes what another one needs")])
 @pytest.mark.parametrize("workers", [2, 3])
