@@ -35,9 +35,7 @@ def test_one_step_of_heun_and_of_the_flow() -> None:
     np.testing.assert_allclose(np.array(line(axes, "between")).T, [to["first slope"], to["second slope"]], atol=1e-5)
 
 
-@pytest.mark.claim(
-    "With long steps the second question is better spent on a half step, with short ones on Heun.", chapter="09"
-)
+@pytest.mark.claim("For long steps two half steps of Euler are better; for short steps Heun is better.", chapter="09")
 @pytest.mark.parametrize(("h", "winner"), [(0.3, "euler"), (0.2, "heun"), (0.1, "heun"), (0.01, "heun")])
 def test_who_ends_closer_to_the_flow_for_two_gradients(h: float, winner: str) -> None:
     def off(method: str, size: float, steps: int) -> float:
