@@ -299,8 +299,8 @@ def test_euler_has_order_one(method: str) -> None:
 
 
 @pytest.mark.claim(
-    "A learning rate is too high when h > 2/\\lambda, with λ the largest curvature around: then Euler's method is "
-    "unstable, although the flow is not.",
+    "A learning rate is too high when h > 2/\\lambda, with λ the largest curvature where the weights are: then Euler's "
+    "method is unstable, although the flow is not.",
     chapter="08",
 )
 @pytest.mark.parametrize(
