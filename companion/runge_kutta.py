@@ -39,13 +39,13 @@ class RungeKutta(InjectedOptimizer):
 
     .. math::
 
-       e = \sqrt{\frac1N \sum_n \Bigl(\frac{h \sum_i (b_i - \hat b_i) k_{i,n}}
+       \delta = \sqrt{\frac1N \sum_n \Bigl(\frac{h \sum_i (b_i - \hat b_i) k_{i,n}}
        {\mathtt{atol} + \mathtt{rtol} \max(|\theta_n|, |\theta_n^{\text{new}}|)}\Bigr)^2} \qquad
-       h \leftarrow h \cdot \min\bigl(5, \max(0.2,\ 0.9\, e^{-1/p})\bigr)
+       h \leftarrow h \cdot \min\bigl(5, \max(0.2,\ 0.9\, \delta^{-1/p})\bigr)
 
-    A step with :math:`e > 1`, or where anything is infinite or NaN, is rejected: nothing moves, no weight, no average,
-    not ``iterations``, and the next step is shorter. At a millionth of the first step size it stays, and every finite
-    step is accepted. It never exceeds ``max_step``; what sets the learning rate from outside (an assignment,
+    A step with :math:`\delta > 1`, or where anything is infinite or NaN, is rejected: nothing moves, no weight, no
+    average, not ``iterations``, and the next step is shorter. At a millionth of the first step size it stays, and every
+    finite step is accepted. It never exceeds ``max_step``; what sets the learning rate from outside (an assignment,
     ``LearningRateScheduler``, ``ReduceLROnPlateau``) sets the largest step from then on, up to ``max_step``. The
     estimate is of the rule alone: it sees neither clipping nor the constraint at the end. Under ``mixed_float16`` an
     overflow is a rejected step.
