@@ -20,11 +20,13 @@ if not (_sys.argv[:1] == ["-m"] and {"companion.launch", "-mcompanion.launch"} &
     from companion.injection import InjectedModel, InjectedOptimizer, eject, inject
     from companion.lion import Lion
     from companion.local_sgd import LocalSGD
+    from companion.minimize import minimize
     from companion.muon import Muon
     from companion.optimizers import SGD, Adam, AdamsBashforth2, Momentum, OptimisticSGD
     from companion.oracle import GradientOracle
     from companion.parameter_groups import ParameterGroups
     from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
+    from companion.sam import SAM
     from companion.schedule_free import ScheduleFreeAdamW, SwapAverage
     from companion.teams import connect
     from companion.word2vec import SkipGram
@@ -66,6 +68,8 @@ __all__ = [  # noqa: RUF022
     "Muon",
     "ScheduleFreeAdamW",
     "SwapAverage",
+    "minimize",
+    "SAM",
     "gradient_flow",
     "legacy",
     "merging",

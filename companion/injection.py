@@ -138,7 +138,8 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         ValueError: ``direction`` asks nothing, or does not return a tensor for each value.
 
     Example:
-        Sharpness-aware minimisation (Foret et al., 2021) asks again where the loss is worse:
+        Sharpness-aware minimisation (Foret et al., 2021) asks again where the loss is worse; :class:`~companion.SAM`
+        does so around any optimizer:
 
         >>> class SAM(InjectedOptimizer):
         ...     def direction(self, oracle, values, learning_rate):
@@ -157,6 +158,7 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
     Taught in chapter 09, :doc:`/notebooks/09_injecting_heun`.
     """
 
+    _hands_rate = True  # whether `direction` is told the learning rate, and nobody else asks for it
     _stepping = 0  # how many steps are under way: one for each replica
     _rate: Any = None  # in a step: what a callable or a schedule has said,
     _questions: Any = None  # what `direction` asks,
@@ -340,7 +342,7 @@ def _direction(optimizer: InjectedOptimizer, oracle: GradientOracle, is_scaled: 
     scale has to fall.
     """
     ask = optimizer._questions = Questions(oracle)
-    rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate), ask.dtype)
+    rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate if optimizer._hands_rate else 0.0), ask.dtype)
     directions = optimizer.direction(ask, ask.values, rate)
     name, shapes = type(optimizer).__name__, [tuple(value.shape) for value in ask.values]
     if not isinstance(directions, (list, tuple)) or [tuple(getattr(d, "shape", "?")) for d in directions] != shapes:
@@ -361,7 +363,7 @@ def _direction(optimizer: InjectedOptimizer, oracle: GradientOracle, is_scaled: 
 def _step_of(optimizers: list[Any]) -> Iterator[None]:
     """Lets optimizers step. What their learning rates say at the beginning holds until all replicas are through."""
     for optimizer in optimizers:
-        if not optimizer._stepping:
+        if not optimizer._stepping and optimizer._hands_rate:
             rate = optimizer.learning_rate
             optimizer._rate = None if isinstance(rate, keras.Variable) else tf.convert_to_tensor(rate)
         optimizer._stepping += 1

@@ -244,6 +244,7 @@ INJECTED: dict[str, Callable[..., Any]] = {
     "RK45": companion.RK45,
     "RungeKuttaChebyshev": RungeKuttaChebyshev,
     "ImplicitEuler": companion.ImplicitEuler,
+    "SAM": lambda rate: companion.SAM(P.SGD(rate)),
 }
 
 
@@ -563,6 +564,7 @@ def on_two_replicas() -> dict[str, Any]:
         "adaptive": (lambda: companion.RK23(8.0, rtol=1e-2),),
         "AdamsBashforth2": (lambda: companion.AdamsBashforth2(0.25),),
         "ImplicitEuler": (lambda: companion.ImplicitEuler(0.25, "fixed_point", 2),),
+        "SAM": (lambda: companion.SAM(P.Adam(0.01)),),
     }
     found: dict[str, Any] = {}
     for name, case in cases.items():
@@ -579,7 +581,8 @@ def two_replicas() -> Any:
 
 
 @pytest.mark.parametrize(
-    "case", ["Heun", "Heun in float32", "at class level", "clipped", "adaptive", "AdamsBashforth2", "ImplicitEuler"]
+    "case",
+    ["Heun", "Heun in float32", "at class level", "clipped", "adaptive", "AdamsBashforth2", "ImplicitEuler", "SAM"],
 )
 def test_two_replicas_with_micro_batches_are_as_the_whole_batch(case: str) -> None:
     found = two_replicas()[case]
