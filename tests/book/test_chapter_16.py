@@ -72,6 +72,16 @@ def test_steps_entry_by_entry_and_direction_by_direction(name: str) -> None:
         np.testing.assert_allclose(mean, 1, atol=0.05)
 
 
+@pytest.mark.claim("(Adam's line still rises, because on these batches larger entries agree more.)", chapter="16")
+def test_larger_entries_agree_more() -> None:
+    *before, last = (answer.ravel() for answer in answers())
+    order = np.argsort(np.abs(last))[np.count_nonzero(last == 0) :]
+    agreement = np.abs(np.mean(before, 0)) / np.maximum(np.sqrt(np.mean(np.square(before), 0)), 1e-12)
+    means = [agreement[part].mean() for part in np.array_split(order, 4)]
+    assert means == sorted(means)
+    assert means[-1] > 1.4 * means[0]
+
+
 def path(warmup: int = 0, alike: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Theta and the average of schedulefree 1.4.1, in the order of that package: theta moves, x is read off."""
     curvatures, y = np.geomspace(1, 10, 20), np.random.default_rng(0).normal(size=20)
