@@ -183,6 +183,18 @@ def test_the_iterates_are_those_of_scipy() -> None:
     np.testing.assert_allclose(found, [digits(theta)[0] for theta in digits.iterates[1 : len(found) + 1]], rtol=1e-6)
 
 
+@pytest.mark.claim("So H y = s holds exactly for the newest pair only.", chapter="17")
+def test_which_pairs_the_inverse_fits() -> None:
+    digits = numpy()
+    points = digits.iterates[-11:]
+    steps = np.diff(points, axis=0)
+    changes = np.diff([digits(theta)[1] for theta in points], axis=0)
+    inverse = scipy.optimize.LbfgsInvHessProduct(steps, changes)
+    far = [np.linalg.norm(inverse.matvec(y) - s) / np.linalg.norm(s) for s, y in zip(steps, changes, strict=True)]
+    assert far[-1] < 1e-9
+    assert min(far[:-1]) > 1e-3
+
+
 @pytest.mark.claim("More than nine of ten line searches are over after one question", chapter="17")
 def test_most_line_searches_ask_once() -> None:
     assert np.mean(np.diff([1, *numpy().ends]) == 1) > 0.9
@@ -224,7 +236,7 @@ def _rate(layer: Any) -> dict[str, float]:
 
 
 @pytest.mark.claim(
-    "Where labels are wrong, SAM finds weights that generalise better; where they are right, it changes nothing here.",
+    "Where labels are wrong, SAM finds weights that generalise better here; where they are right, it changes little.",
     chapter="17",
 )
 def test_the_table_of_sam() -> None:
@@ -233,5 +245,5 @@ def test_the_table_of_sam() -> None:
     ]
     (table,) = (text for text in texts if "SAM around Adam" in text)
     right, spoilt = ([float(each) for each in re.findall(r"\d\.\d+", row)] for row in table.splitlines()[1:])
-    assert abs(right[1] - right[0]) <= 0.02
-    assert spoilt[1] > spoilt[0] + 0.05
+    assert abs(right[-1] - right[0]) <= 0.02
+    assert spoilt[-1] > max(spoilt[:-1]) + 0.05
