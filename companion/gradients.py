@@ -93,6 +93,35 @@ def all_finite(tensors: list[Any]) -> Any:
     return tf.math.is_finite(tf.add_n([tf.cast(total, widest) for total in sums]))
 
 
+def along(gradients: list[Any], directions: list[Any]) -> Any:
+    """The sum of the products of gradients with directions, a scalar.
+
+    Args:
+        gradients: dense, sparse, or ``None``.
+        directions: a tensor for each of them.
+    """
+    terms = [tf.zeros((), directions[0].dtype)]
+    for gradient, direction in zip(gradients, directions, strict=True):
+        if isinstance(gradient, tf.IndexedSlices):
+            gradient, direction = gradient.values, tf.gather(direction, gradient.indices)
+        if gradient is not None:
+            terms.append(tf.reduce_sum(tf.cast(gradient, terms[0].dtype) * tf.cast(direction, terms[0].dtype)))
+    return tf.add_n(terms)
+
+
+def square(gradient: Any, dtype: str) -> Any:
+    """The squared norm of a gradient, a scalar; half precision is squared in float32.
+
+    Args:
+        gradient: dense, sparse without repeated rows, or ``None``.
+        dtype: that of the result.
+    """
+    if gradient is None:
+        return tf.zeros((), dtype)
+    wide = widened(gradient)
+    return tf.cast(2 * tf.nn.l2_loss(wide.values if isinstance(wide, tf.IndexedSlices) else wide), dtype)
+
+
 def coalesce(gradient: Any) -> Any:
     r"""Sums the rows of a sparse gradient that have the same id.
 

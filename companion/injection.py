@@ -14,10 +14,11 @@ import keras
 import tensorflow as tf
 
 from companion import arguments
-from companion.gradients import all_finite, scaled
+from companion.diagnostics import Listening, detach, listener_for, listener_of, quiet
+from companion.gradients import scaled
 from companion.merging import weighted_mean
 from companion.oracle import GradientOracle
-from companion.questions import Questions, check_question
+from companion.questions import check_question, direction_of
 from companion.replicas import brought_by_one, has_workers, replicas_of
 from companion.wrapping import wrapped_by
 
@@ -31,6 +32,8 @@ def inject(
     micro_batches: int = 1,
     weight_fn: Callable[[Any, Any, Any], Any] | str | None = None,
     merge: Callable[[list[Any], Any], list[Any]] = weighted_mean,
+    diagnostics: tuple[str, ...] = (),
+    check_finite: bool = False,
 ) -> keras.Model:
     r"""Makes ``fit`` process each batch in parts and apply one gradient, that of the whole batch.
 
@@ -54,6 +57,12 @@ def inject(
         merge: a rule of :mod:`companion.merging`, or a function like them, by which several replicas merge their
             gradients. The optimizer clips what has been merged. Defaults to
             :func:`~companion.merging.weighted_mean`, the formula above.
+        diagnostics: what ``fit`` shows besides, as it shows a metric: ``"gradient_norm"``, ``"update_ratio"`` and
+            ``"noise_scale"``, or a number for each layer: ``"gradient_norm_per_layer"`` and so on; see
+            :class:`~companion.diagnostics.Listener`. Defaults to none.
+        check_finite: whether the first gradient that is infinite or NaN is a ``ValueError`` that names the layer and
+            the update, with weights, slots and counters as before it. Where the loss is scaled, an overflow is none
+            until the scale has fallen to 1. Defaults to ``False``.
 
     Returns:
         The same model. :func:`~companion.eject` restores it. Cloning and loading lose the injection, so call
@@ -73,13 +82,17 @@ def inject(
     :doc:`/notebooks/09_injecting_heun`.
     """
     micro_batches = check_question(model, micro_batches, weight_fn, merge)
+    listener = listener_for(model, diagnostics, check_finite, micro_batches, merge)
     _check(model)
-    model.train_step = functools.partial(_train_step, model, micro_batches, weight_fn, merge)
+    eject(model)
+    model.train_step = functools.partial(_train_step, model, micro_batches, weight_fn, merge, listener)
     model.train_function = None
     if replicas_of(model) > 1:
-        setattr(model, _BUILD_FROM_ITERATOR, functools.partial(_build_from_one_shard, model))
-    if has_workers(model):
-        model.test_step, model.test_function = functools.partial(_test_step, model), None
+        setattr(model, _BUILD_FROM_ITERATOR, functools.partial(_build_from_one_shard, model, listener))
+    if listener:
+        listener.attach(model)
+    if listener or has_workers(model):
+        model.test_step, model.test_function = functools.partial(_test_step, model, listener), None
     return model
 
 
@@ -106,6 +119,7 @@ def eject(model: keras.Model) -> keras.Model:
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a keras.Model. Received: model={model!r}")
     if _is_injected(model):
+        detach(model)
         del model.train_step
         model.train_function = None
         vars(model).pop(_BUILD_FROM_ITERATOR, None)
@@ -255,13 +269,15 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         return tf.distribute.get_replica_context().merge_call(choose, args=(grads, trainable_variables))
 
 
-class InjectedModel:
+class InjectedModel(Listening):
     """A mixin that injects at class level, so that clones and loaded models are injected, too.
 
     Attributes:
         micro_batches: as in :func:`inject`. Defaults to 1.
         weight_fn: as in :func:`inject`. Defaults to ``None``.
         merge: as in :func:`inject`. Defaults to :func:`~companion.merging.weighted_mean`.
+        diagnostics: as in :func:`inject`. Defaults to none.
+        check_finite: as in :func:`inject`. Defaults to ``False``.
 
     Example:
         >>> @keras.saving.register_keras_serializable()
@@ -280,29 +296,34 @@ class InjectedModel:
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """What ``fit`` does with a batch."""
-        return _train_step(self, self.micro_batches, type(self).weight_fn, type(self).merge, data)
+        weight_fn, merge = type(self).weight_fn, type(self).merge
+        return _train_step(self, self.micro_batches, weight_fn, merge, listener_of(self), data)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """What ``evaluate`` does with a batch."""
-        return _logs(self, super().test_step(data))  # type: ignore[misc]
+        with quiet(listener_of(self)):
+            return _logs(self, super().test_step(data))  # type: ignore[misc]
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         if replicas_of(self) > 1:
-            _build_from_one_shard(self, iterator, data_batch)
+            _build_from_one_shard(self, listener_of(self), iterator, data_batch)
         else:
             super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)  # type: ignore[misc]
 
 
-def _train_step(model: Any, micro_batches: int, weight_fn: Any, merge: Any, data: Any) -> dict[str, Any]:
+def _train_step(model: Any, micro_batches: int, weight_fn: Any, merge: Any, listener: Any, data: Any) -> dict[str, Any]:
     """What ``fit`` does with a batch."""
     _check(model)  # once more: the model may have been compiled anew
     oracle = GradientOracle(model, data, micro_batches, weight_fn, merge)
-    return _logs(model, _take_step(model.optimizer, oracle))
+    with quiet(listener):
+        logs = _take_step(model.optimizer, oracle, listener)
+    return _logs(model, listener.joined(logs) if listener else logs)
 
 
-def _test_step(model: Any, data: Any) -> dict[str, Any]:
-    """What ``evaluate`` does with a batch where there are several workers."""
-    return _logs(model, type(model).test_step(model, data))
+def _test_step(model: Any, listener: Any, data: Any) -> dict[str, Any]:
+    """What ``evaluate`` does with a batch where there are several workers, or dials that it does not show."""
+    with quiet(listener):
+        return _logs(model, type(model).test_step(model, data))
 
 
 def _logs(model: Any, results: dict[str, Any]) -> dict[str, Any]:
@@ -312,51 +333,36 @@ def _logs(model: Any, results: dict[str, Any]) -> dict[str, Any]:
     return {name: tf.reshape(result, (1,)) for name, result in results.items()}
 
 
-def _take_step(optimizer: Any, oracle: GradientOracle) -> dict[str, Any]:
+def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> dict[str, Any]:
     """Asks, applies the answer once, and reports."""
     oracle.defer()
     injected = [layer for layer in wrapped_by(optimizer) if isinstance(layer, InjectedOptimizer)]
+    if listener:
+        listener.begin(oracle)
     with _step_of(injected):
-        if not injected and oracle.is_whole and oracle.merge is weighted_mean:
-            gradients = oracle.plain()
+        if not injected and oracle.is_whole and oracle.merge is weighted_mean and not (listener and listener.checks):
+            gradients, answers = oracle.plain(), None
         else:
             oracle.prepare()
             if not optimizer.built:  # or questions would be asked at another loss scale than the answer is applied with
                 optimizer.build(oracle.model.trainable_variables)
             asks_itself = injected and oracle.model.trainable_variables
-            answers = _direction(injected[0], oracle, injected[0] is not optimizer) if asks_itself else oracle()
-            gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in answers]
+            found = direction_of(injected[0], oracle, injected[0] is not optimizer) if asks_itself else oracle()
+            gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in found]
+            answers = injected[0]._questions.answers[0] if asks_itself else found
         variables = oracle.model.trainable_variables
         if variables:
             with _weighed(optimizer, oracle) as is_weighed:
-                optimizer.apply(gradients if is_weighed else brought_by_one(gradients), variables)
+                bring = (lambda all_of_them: all_of_them) if is_weighed else brought_by_one
+                apply = lambda found: optimizer.apply(bring(found), variables)  # noqa: E731
+                if listener:
+                    is_taken = injected[0]._is_taken if injected else None
+                    listener.step(optimizer, oracle, gradients, answers, apply, is_taken)
+                else:
+                    apply(gradients)
         else:
             warnings.warn("The model does not have any trainable weights.", stacklevel=2)
     return oracle.report()
-
-
-def _direction(optimizer: InjectedOptimizer, oracle: GradientOracle, is_scaled: bool) -> list[Any]:
-    """What the optimizer says; ``None`` where the loss does not depend on the variable.
-
-    Where the loss is scaled, an answer that overflowed shows in the direction whatever the optimizer makes of it: the
-    scale has to fall.
-    """
-    ask = optimizer._questions = Questions(oracle)
-    rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate if optimizer._hands_rate else 0.0), ask.dtype)
-    directions = optimizer.direction(ask, ask.values, rate)
-    name, shapes = type(optimizer).__name__, [tuple(value.shape) for value in ask.values]
-    if not isinstance(directions, (list, tuple)) or [tuple(getattr(d, "shape", "?")) for d in directions] != shapes:
-        raise ValueError(
-            f"`direction` of {name} must return a list with a tensor for each value, of its shape: "
-            f"{shapes}. Received: {directions!r}"
-        )
-    if not ask.answers:
-        raise ValueError(f"`direction` of {name} must ask: call `oracle(values)` in it. Received: no question")
-    if is_scaled:
-        answers = [answer for each in ask.answers for answer in each if answer is not None]
-        is_finite = all_finite(answers)
-        directions = [tf.where(is_finite, direction, float("nan")) for direction in directions]
-    return [None if no is None else direction for no, direction in zip(ask.answers[0], directions, strict=True)]
 
 
 @contextmanager
@@ -376,7 +382,7 @@ def _step_of(optimizers: list[Any]) -> Iterator[None]:
                 optimizer._rate = optimizer._questions = optimizer._is_taken = None
 
 
-def _build_from_one_shard(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
+def _build_from_one_shard(model: Any, listener: Any, iterator: Any = None, data_batch: Any = None) -> None:
     """Builds as Keras's ``fit`` does on several replicas, which fails there if the first batch's shards are uneven."""
     for _, _, batches in iterator or ():
         first_shard = lambda shards: model.distribute_strategy.experimental_local_results(shards)[0]  # noqa: E731
@@ -384,6 +390,8 @@ def _build_from_one_shard(model: Any, iterator: Any = None, data_batch: Any = No
         break
     with model.distribute_strategy.scope():
         getattr(model, _BUILD_FROM_BATCH)(data_batch=data_batch)
+        if listener:
+            listener.build(model)
 
 
 @contextmanager

@@ -23,10 +23,18 @@ from keras import ops, tree
 
 from companion.batches import divisible, examples, part_of, sum_over_parts, unpacked
 from companion.denominators import activity_as_mean, compiled_loss, is_built, loss_shares, standing_in
-from companion.gradients import coalesce, kind_of, scaled, widened
+from companion.gradients import along, coalesce, kind_of, scaled, widened
 from companion.merging import weighted_mean
-from companion.questions import Recorder, check_question, in_training, loss_tracker
-from companion.replicas import all_reduce, gather, replicas_of
+from companion.questions import (
+    Recorder,
+    check_question,
+    fitting_values,
+    in_mode,
+    loss_tracker,
+    merged_by_rule,
+    refuse_traced,
+)
+from companion.replicas import all_reduce, replicas_of
 
 
 class GradientOracle:
@@ -62,6 +70,7 @@ class GradientOracle:
         loss: for a training step of your own, what it differentiates: a function of ``(x, y, sample_weight)`` that
             calls whatever it likes and returns a scalar, a mean over examples unless ``weight_fn`` says otherwise.
             The model's own loss and metrics play no part then. Defaults to ``None``, the model's ``compute_loss``.
+        training: ``False`` asks layers as ``evaluate`` does, and moves nothing. Defaults to ``True``.
 
     Raises:
         TypeError: ``model`` is not a ``keras.Model``.
@@ -92,6 +101,7 @@ class GradientOracle:
         weight_fn: Callable[[Any, Any, Any], Any] | str | None = None,
         merge: Callable[[list[Any], Any], list[Any]] = weighted_mean,
         loss: Callable[[Any, Any, Any], Any] | None = None,
+        training: bool = True,
     ) -> None:
         self.micro_batches = check_question(model, micro_batches, weight_fn, merge, loss)
         self.model, self.merge = model, merge
@@ -113,7 +123,10 @@ class GradientOracle:
             (self._all_examples,) = self._totals([tf.cast(self._examples, keras.config.floatx())])
         self._moving, self._start, self._outputs = list[Any](), list[Any](), None
         self._shares, self._are_sums, self._adds_losses = list[Any](), list[bool](), False
-        self._is_prepared, self._asked, self._reports = False, False, True
+        self._is_prepared, self._asked, self._reports, self._training = False, False, training, training
+        self._direction: Any = None
+        #: A function of a part's gradients and its number of examples, called in the first question; and the sum of it.
+        self.listener, self.heard = None, None  # type: Any, Any
 
     def __call__(self, values: list[Any] | None = None) -> list[Any]:
         """Answers the gradient at ``values``.
@@ -138,12 +151,14 @@ class GradientOracle:
             :meth:`__call__` returns them.
         """
         self.prepare()
-        is_first, values = not self._asked, self._tensors(values)
+        is_first, values = not self._asked, fitting_values(self.model, values)
         self._moving = [] if is_first else self._moving
         ask = functools.partial(self._part, values, is_first)
         sums, rows, carried = sum_over_parts(self._examples, self.micro_batches, ask, None if is_first else self._start)
         shapes = [tf.shape(value) for value, kind in zip(values, self._kinds, strict=True) if kind == "sparse"]
         slices = [tf.IndexedSlices(*pieces) for pieces in zip(rows[1::2], rows[::2], shapes, strict=True)]
+        if is_first and self.listener:
+            (self.heard,) = all_reduce([sums.pop()])
         state = carried[: len(self._moving)]
         start = [tf.identity(variable) for variable in self._moving] if is_first else self._start
         if replicas_of(self.model) > 1:  # one without an example has nothing to say, where BatchNorm says 0 / 0
@@ -152,16 +167,44 @@ class GradientOracle:
         *dense, losses = sums
         found = {"sparse": iter(slices), "dense": iter(dense)}
         gradients = [next(found[kind]) for kind in self._kinds if kind != "none"]
-        *gradients, losses = (all_reduce if self.merge is weighted_mean else self._by_rule)([*gradients, losses])
+        by_rule = (
+            None if self.merge is weighted_mean else functools.partial(merged_by_rule, self.merge, self._denominator)
+        )
+        *gradients, losses = (by_rule or all_reduce)([*gradients, losses])
         losses = tf.unstack(losses)
         if is_first:
-            for variable, value in zip(self._moving, state, strict=True):
+            for variable, value in zip(self._moving, state, strict=True) if self._training else ():
                 variable.assign(value)
             self._asked, self._start, self._told = True, start, (losses, carried[len(state) :])
             if self._reports:
                 self.report()
         merged = map(coalesce, gradients)
         return losses[0], [None if kind == "none" else next(merged) for kind in self._kinds]
+
+    def curvature(self, direction: list[Any], values: list[Any] | None = None) -> list[Any]:
+        r"""Answers how the gradient changes along a direction: :math:`\nabla^2 L(\theta)\, d`, differentiated twice.
+
+        Args:
+            direction: a tensor for each of ``model.trainable_variables``.
+            values: as in :meth:`__call__`.
+
+        Returns:
+            A tensor for each, merged as gradients are.
+        """
+        self._direction = fitting_values(self.model, direction)
+        try:
+            return self.value_and_gradient(values)[1]
+        finally:
+            self._direction = None
+
+    def take_back(self, unless: Any) -> None:
+        """Puts back what the first question has moved, unless a condition holds.
+
+        Args:
+            unless: a boolean tensor.
+        """
+        for variable, value in zip(self._moving, self._start, strict=True):
+            variable.assign(tf.where(unless, variable, value))
 
     def plain(self) -> list[Any]:
         """Asks the first question as Keras's own step does, on the variables themselves, which move as they do there.
@@ -200,24 +243,6 @@ class GradientOracle:
             return model.get_metrics_result()
         found = tree.pack_sequence_as(self._structure, logs)
         return found | {metric.name: metric.result() for metric, _ in shown if metric.name in found}
-
-    def _by_rule(self, tensors: list[Any]) -> list[Any]:
-        """Gradients merged by the rule; the losses, which come last, by their weights."""
-        rows = gather([tf.convert_to_tensor(tensor) for tensor in [*tensors, self._denominator]])
-        if rows[-1].shape[0] > 1:
-            weights = rows[-1]
-            weights = tf.where(tf.reduce_any(weights > 0), weights, tf.ones_like(weights))
-            rows = [tf.gather(row, tf.where(weights > 0)[:, 0]) for row in [*rows[:-1], weights]]
-        *gradients, losses, weights = rows
-        merged = self.merge(gradients, weights)
-        shapes = [tuple(gradient.shape[1:]) for gradient in gradients]
-        if not isinstance(merged, (list, tuple)) or [tuple(getattr(m, "shape", "?")) for m in merged] != shapes:
-            raise ValueError(
-                f"`merge` must return a list with a tensor for each variable, of its shape: {shapes}. "
-                f"Received: {merged!r} from merge={self.merge!r}"
-            )
-        merged = [tf.cast(one, gradient.dtype) for one, gradient in zip(merged, gradients, strict=True)]
-        return [*merged, *weighted_mean([losses], weights)]
 
     @property
     def loss(self) -> Any:
@@ -314,7 +339,7 @@ class GradientOracle:
         (x, y, sample_weight), compiled = batch, compiled_loss(self.model)
         weights = [(variable, variable.value) for variable in self.model.trainable_variables]  # for regularizers
         with Recorder(weights) as scope:
-            outputs = in_training(self.model.call, self.model)(x)
+            outputs = in_mode(self._training, self.model.call, self.model)(x)
             self._adds_losses, rows = bool(scope.losses), examples(x)
             known = (None, rows if isinstance(rows, int) else None)
             self._are_sums = [len(loss.shape) > 0 and loss.shape[0] in known for loss in self.model.losses]
@@ -329,23 +354,8 @@ class GradientOracle:
         traced = tf.compat.v1.wrap_function(lambda: self._look(batch), [])
         return traced.prune([], traced.outputs)() if traced.outputs else []
 
-    def _weigh(self, x: Any, y: Any, sample_weight: Any) -> Any:
-        return tf.cast(self._weight_fn(x, y, sample_weight), keras.config.floatx())  # as Keras's losses are
-
-    def _tensors(self, values: Any) -> list[Any]:
-        """The values to ask at, once it is certain that there is one for each variable."""
-        variables = self.model.trainable_variables
-        tensors = [tf.convert_to_tensor(value) for value in (variables if values is None else values)]
-        shapes = [tuple(variable.shape) for variable in variables]
-        if [tuple(tensor.shape) for tensor in tensors] != shapes:
-            raise ValueError(
-                "`values` must hold a tensor for each of `model.trainable_variables`, of its shape: "
-                f"{shapes}. Received: values of shapes {[tuple(tensor.shape) for tensor in tensors]}"
-            )
-        return [
-            tensor if tensor.dtype.is_floating else tf.cast(tensor, variable.dtype)
-            for tensor, variable in zip(tensors, variables, strict=True)
-        ]
+    def _weigh(self, *batch: Any) -> Any:
+        return tf.cast(self._weight_fn(*batch), keras.config.floatx())  # as Keras's losses are
 
     def _scale(self, loss: Any) -> Any:
         optimizer = getattr(self.model, "optimizer", None)  # a model that was not compiled has none
@@ -361,46 +371,36 @@ class GradientOracle:
         batch, model, is_new, logs = self._slice(begin, size), self.model, carried is None, list[Any]()
         share = 1 if self.is_whole else tf.cast(examples(batch[0]), self._all_examples.dtype) / self._all_examples
         known = [*zip(model.trainable_variables, values, strict=True), *zip(self._moving, carried or [], strict=False)]
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            with Recorder(known) as scope:
-                losses, outputs = self._losses(batch, share)
-                if is_first and self.micro_batches > 1 and self._loss is None:
-                    logs = self._report_part(batch, outputs, losses[0], share)
-            scaled_loss = self._scale(losses[0])
-        unscale = 1 / self._scale(1.0)
-        read = {id(variable) for variable in tape.watched_variables()}  # past the scope, which has their values
-        suspects = [variable for variable in model.trainable_variables if id(variable.value) in read]
-        found = tape.gradient(scaled_loss, [*values, *suspects])
-        gradients = [scaled(widened(gradient), unscale) for gradient in found[: len(values)]]
-        if any(gradient is not None for gradient in found[len(values) :]):
-            raise ValueError(
-                "A `tf.function` inside the model or the loss was traced before, and reads variables where questions "
-                "cannot be asked elsewhere: leave `tf.function` out, which `fit` does not need, or train in one part "
-                f"with an optimizer that asks once. Received: {', '.join(variable.path for variable in suspects)}"
-            )
+        with tf.GradientTape() if self._direction else contextlib.nullcontext() as second:
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                if second:
+                    second.watch(values)
+                with Recorder(known) as scope:
+                    losses, outputs = self._losses(batch, share)
+                    if is_first and self.micro_batches > 1 and self._loss is None and self._training:
+                        logs = self._report_part(batch, outputs, losses[0], share)
+                scaled_loss = self._scale(losses[0])
+            unscale = 1 / self._scale(1.0)
+            read = {id(variable) for variable in tape.watched_variables()}  # past the scope, which has their values
+            suspects = [variable for variable in model.trainable_variables if id(variable.value) in read]
+            found = tape.gradient(scaled_loss, [*values, *suspects])
+            gradients = [scaled(widened(gradient), unscale) for gradient in found[: len(values)]]
+            refuse_traced(suspects, found[len(values) :])
+            bend = along(gradients, self._direction) if second else None
+        if second:
+            found = second.gradient(bend, values, unconnected_gradients="zero")
+            gradients = [tf.convert_to_tensor(widened(product)) for product in found]
+        self._kinds = [kind_of(gradient) for gradient in gradients]
         if is_new:
-            self._kinds = [kind_of(gradient) for gradient in gradients]
-            self._moving, self._outputs = self._assigned_in(scope), outputs if self.micro_batches == 1 else None
+            told = [] if self.is_whole else getattr(compiled_loss(model), "metrics", [])  # of the whole, at the end
+            self._moving, self._outputs = scope.moved(model, told), outputs if self.micro_batches == 1 else None
+        heard = [self.listener(gradients, examples(batch[0]))] if is_first and self.listener else []
         dense = [gradient for gradient in gradients if kind_of(gradient) == "dense"]
         sparse = [gradient for gradient in gradients if kind_of(gradient) == "sparse"]
         rows = [piece for gradient in sparse for piece in (gradient.indices, gradient.values)]
         state = [scope.get_current_value(variable) for variable in self._moving]
-        return [*dense, tf.stack(losses)], rows, [*state, *logs]
-
-    def _assigned_in(self, scope: Recorder) -> list[Any]:
-        """The variables that a question has moved, but for the losses' own metrics, which are told the whole."""
-        theirs = {id(variable) for variable in self.model.trainable_variables}
-        names = [variable.path for key, variable in scope.assigned.items() if key in theirs]
-        if names:
-            raise ValueError(
-                "A call of the model assigns to variables that are trainable. An oracle cannot say at which of their "
-                "values to take the gradient then: train this model in one part, with an optimizer that asks once. "
-                f"Received: {', '.join(names)}"
-            )
-        metrics = [] if self.is_whole else getattr(compiled_loss(self.model), "metrics", [])
-        told = {id(variable) for metric in metrics for variable in metric.variables}
-        return [variable for key, variable in scope.assigned.items() if key not in told]
+        return [*dense, tf.stack(losses), *heard], rows, [*state, *logs]
 
     def _losses(self, batch: Any, share: Any) -> tuple[list[Any], Any]:
         """This part's share of the loss of the whole batch, then of each compiled loss alone; and the outputs."""
@@ -411,11 +411,11 @@ class GradientOracle:
                 raise ValueError(f"`loss` must return a scalar. Received: a tensor of shape {tuple(total.shape)}")
         else:
             with contextlib.nullcontext() if self.is_whole else activity_as_mean(model, share):
-                outputs = in_training(model.call, model)(x)
+                outputs = in_mode(self._training, model.call, model)(x)
         if self.is_whole or self._takes_loss_as_it_is:
             with standing_in(compiled, [] if self.is_whole else self._shares):
                 if self._loss is None:
-                    total = in_training(model.compute_loss, model.compute_loss)(x, y, outputs, sample_weight)
+                    total = in_mode(self._training, *[model.compute_loss] * 2)(x, y, outputs, sample_weight)
             if self.is_whole:
                 return [total], outputs
             weight = 1 if self._weight_fn == "sum" else share

@@ -12,8 +12,9 @@ import keras
 import tensorflow as tf
 
 from companion import arguments
+from companion.gradients import all_finite
 from companion.merging import weighted_mean
-from companion.replicas import replicas_of
+from companion.replicas import gather, replicas_of
 
 
 class Recorder(keras.StatelessScope):
@@ -53,6 +54,24 @@ class Recorder(keras.StatelessScope):
             )
         self.assigned[id(update[0])] = update[0]
         super().add_update(update)
+
+    def moved(self, model: keras.Model, told: list[Any]) -> list[Any]:
+        """The variables that the question has assigned.
+
+        Args:
+            model: whose trainable variables must not be among them.
+            told: metrics whose variables do not count.
+        """
+        theirs = {id(variable) for variable in model.trainable_variables}
+        names = [variable.path for key, variable in self.assigned.items() if key in theirs]
+        if names:
+            raise ValueError(
+                "A call of the model assigns to variables that are trainable. An oracle cannot say at which of their "
+                "values to take the gradient then: train this model in one part, with an optimizer that asks once. "
+                f"Received: {', '.join(names)}"
+            )
+        left_out = {id(variable) for metric in told for variable in metric.variables}
+        return [variable for key, variable in self.assigned.items() if key not in left_out]
 
 
 def _graph() -> Any:
@@ -164,12 +183,103 @@ def loss_tracker(model: keras.Model) -> Any:
     return keras.Model.metrics.fget(model)[0]
 
 
-def in_training(signature: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` with ``training=True`` where it can be told, which Keras decides by the signature.
+def in_mode(training: bool, signature: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with ``training`` where it can be told, which Keras decides by the signature.
 
     Args:
+        training: whether layers act as in training.
         signature: whose arguments count.
         function: what is to be called.
     """
     takes_it = "training" in inspect.signature(signature).parameters
-    return functools.partial(function, training=True) if takes_it else function
+    return functools.partial(function, training=training) if takes_it else function
+
+
+def fitting_values(model: keras.Model, values: Any) -> list[Any]:
+    """The values to ask at, once it is certain that there is one for each variable.
+
+    Args:
+        model: the model.
+        values: a tensor for each of its trainable variables; ``None`` for what they are.
+    """
+    variables = model.trainable_variables
+    tensors = [tf.convert_to_tensor(value) for value in (variables if values is None else values)]
+    shapes = [tuple(variable.shape) for variable in variables]
+    if [tuple(tensor.shape) for tensor in tensors] != shapes:
+        raise ValueError(
+            "`values` must hold a tensor for each of `model.trainable_variables`, of its shape: "
+            f"{shapes}. Received: values of shapes {[tuple(tensor.shape) for tensor in tensors]}"
+        )
+    return [
+        tensor if tensor.dtype.is_floating else tf.cast(tensor, variable.dtype)
+        for tensor, variable in zip(tensors, variables, strict=True)
+    ]
+
+
+def refuse_traced(variables: list[Any], gradients: list[Any]) -> None:
+    """Raises where a question is about variables themselves and not about the values that stand for them.
+
+    Args:
+        variables: those that it has read.
+        gradients: the gradients for them, which are ``None`` where all is well.
+    """
+    if any(gradient is not None for gradient in gradients):
+        raise ValueError(
+            "A `tf.function` inside the model or the loss was traced before, and reads variables where questions "
+            "cannot be asked elsewhere: leave `tf.function` out, which `fit` does not need, or train in one part "
+            f"with an optimizer that asks once. Received: {', '.join(variable.path for variable in variables)}"
+        )
+
+
+def merged_by_rule(rule: Callable[..., Any], weight: Any, tensors: list[Any]) -> list[Any]:
+    """Gradients of all replicas merged by a rule; the losses, which come last, by their weights.
+
+    Args:
+        rule: one of :mod:`companion.merging`, or a function like them.
+        weight: what the mean of this replica divides by.
+        tensors: its gradients and losses.
+    """
+    rows = gather([tf.convert_to_tensor(tensor) for tensor in [*tensors, weight]])
+    if rows[-1].shape[0] > 1:
+        weights = rows[-1]
+        weights = tf.where(tf.reduce_any(weights > 0), weights, tf.ones_like(weights))
+        rows = [tf.gather(row, tf.where(weights > 0)[:, 0]) for row in [*rows[:-1], weights]]
+    *gradients, losses, weights = rows
+    merged = rule(gradients, weights)
+    shapes = [tuple(gradient.shape[1:]) for gradient in gradients]
+    if not isinstance(merged, (list, tuple)) or [tuple(getattr(m, "shape", "?")) for m in merged] != shapes:
+        raise ValueError(
+            f"`merge` must return a list with a tensor for each variable, of its shape: {shapes}. "
+            f"Received: {merged!r} from merge={rule!r}"
+        )
+    merged = [tf.cast(one, gradient.dtype) for one, gradient in zip(merged, gradients, strict=True)]
+    return [*merged, *weighted_mean([losses], weights)]
+
+
+def direction_of(optimizer: Any, oracle: Any, is_scaled: bool) -> list[Any]:
+    """What an optimizer that asks itself says; ``None`` where the loss does not depend on the variable.
+
+    Where the loss is scaled, an answer that overflowed shows in the direction whatever the optimizer makes of it: the
+    scale has to fall.
+
+    Args:
+        optimizer: an :class:`~companion.InjectedOptimizer`.
+        oracle: the :class:`~companion.GradientOracle` of the batch.
+        is_scaled: whether the loss is scaled.
+    """
+    ask = optimizer._questions = Questions(oracle)
+    rate = tf.cast(tf.convert_to_tensor(optimizer.learning_rate if optimizer._hands_rate else 0.0), ask.dtype)
+    directions = optimizer.direction(ask, ask.values, rate)
+    name, shapes = type(optimizer).__name__, [tuple(value.shape) for value in ask.values]
+    if not isinstance(directions, (list, tuple)) or [tuple(getattr(d, "shape", "?")) for d in directions] != shapes:
+        raise ValueError(
+            f"`direction` of {name} must return a list with a tensor for each value, of its shape: "
+            f"{shapes}. Received: {directions!r}"
+        )
+    if not ask.answers:
+        raise ValueError(f"`direction` of {name} must ask: call `oracle(values)` in it. Received: no question")
+    if is_scaled:
+        answers = [answer for each in ask.answers for answer in each if answer is not None]
+        is_finite = all_finite(answers)
+        directions = [tf.where(is_finite, direction, float("nan")) for direction in directions]
+    return [None if no is None else direction for no, direction in zip(ask.answers[0], directions, strict=True)]
