@@ -28,6 +28,7 @@ if not (_sys.argv[:1] == ["-m"] and {"companion.launch", "-mcompanion.launch"} &
     from companion.runge_kutta import RK23, RK45, Heun, RungeKutta, RungeKuttaChebyshev
     from companion.sam import SAM
     from companion.schedule_free import ScheduleFreeAdamW, SwapAverage
+    from companion.sharpness import sharpness
     from companion.teams import connect
     from companion.word2vec import SkipGram
     from companion.wrapping import CoalesceGradients
@@ -70,6 +71,7 @@ __all__ = [  # noqa: RUF022
     "SwapAverage",
     "minimize",
     "SAM",
+    "sharpness",
     "gradient_flow",
     "legacy",
     "merging",

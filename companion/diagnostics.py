@@ -106,7 +106,7 @@ class Listener:
             oracle: the :class:`~companion.GradientOracle` of the batch.
         """
         if tf.executing_eagerly():  # in a graph nothing has run when `joined` finds out
-            self._refuse(metric.name for each in oracle.model.metrics for metric in getattr(each, "metrics", [each]))
+            self.refuse(metric.name for each in oracle.model.metrics for metric in getattr(each, "metrics", [each]))
         if "noise_scale" in self._hears:
             oracle.listener = _part
 
@@ -164,7 +164,7 @@ class Listener:
         Args:
             logs: what Keras says of the step.
         """
-        self._refuse(logs)
+        self.refuse(logs)
         return {**logs, **self._shown()}
 
     def attach(self, model: keras.Model) -> None:
@@ -215,8 +215,13 @@ class Listener:
 
             model.train_function = checked
 
-    def _refuse(self, names: Any) -> None:
-        clash = sorted(set(names) & {name for name, *_ in self._dials} | (set(names) & set(self.diagnostics)))
+    def refuse(self, names: Any) -> None:
+        """Raises where dials have the names of metrics.
+
+        Args:
+            names: those that the model shows.
+        """
+        clash = sorted(set(names) & {*self.diagnostics, *(name for name, *_ in self._dials)})
         if clash:
             raise ValueError(
                 "`diagnostics` have the names of metrics that the model shows: give those metrics other names. "
@@ -231,8 +236,9 @@ class Listener:
         for index, (name, kind, _) in enumerate(self._dials):
             total, weight = totals[index], weights[index]
             quotient = tf.math.divide_no_nan(total, weight) if kind == "update_ratio" else total / weight
-            is_hidden = tf.logical_and(weight <= 0, total > 0)
-            found[name] = tf.where(is_hidden, float("inf"), quotient) if kind == "noise_scale" else quotient
+            if kind == "noise_scale":
+                quotient = tf.where((weight <= 0) & (total > 0), tf.fill([], tf.cast(np.inf, total.dtype)), quotient)
+            found[name] = quotient
         return found
 
     def _apply_if_finite(
@@ -293,12 +299,12 @@ class Listening:
     def reset_metrics(self) -> None:
         """Begins anew."""
         inherited, listener = super().reset_metrics, listener_of(self)  # type: ignore[misc]
-        return listener.reset_metrics(inherited) if listener else inherited()
+        _ = listener.reset_metrics(inherited) if listener else inherited()
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes what ``fit`` calls."""
         inherited, listener = super().make_train_function, listener_of(self)  # type: ignore[misc]
-        return listener.make_train_function(inherited, force) if listener else inherited(force)
+        _ = listener.make_train_function(inherited, force) if listener else inherited(force)
 
 
 def listener_for(model: Any, diagnostics: Any, check_finite: Any, micro_batches: int, merge: Any) -> Listener | None:
@@ -331,7 +337,10 @@ def listener_for(model: Any, diagnostics: Any, check_finite: Any, micro_batches:
             f"{noise[0]!r} in `diagnostics` compares parts with their mean: leave `merge` at its default. Received: "
             f"merge={merge!r}"
         )
-    return Listener(tuple(names), bool(check_finite)) if names or check_finite else None
+    listener = Listener(tuple(names), bool(check_finite)) if names or check_finite else None
+    if listener:
+        listener.refuse(_compiled_names(model))
+    return listener
 
 
 def listener_of(model: Any) -> Listener | None:
@@ -372,6 +381,16 @@ def quiet(listener: Listener | None) -> Iterator[None]:
     finally:
         if listener:
             listener._quiet -= 1
+
+
+def _compiled_names(model: Any) -> set[str]:
+    """The names of compiled metrics, and other words, before Keras has made the metrics."""
+    try:
+        config = model.get_compile_config() or {}
+    except Exception:  # of a loss or a metric that cannot be saved: `joined` finds out
+        return set()
+    leaves = keras.tree.flatten([config.get(kind) for kind in ("metrics", "weighted_metrics")])
+    return {leaf for leaf in leaves if isinstance(leaf, str)}
 
 
 def _part(gradients: list[Any], examples: Any) -> Any:
