@@ -299,12 +299,16 @@ class Listening:
     def reset_metrics(self) -> None:
         """Begins anew."""
         inherited, listener = super().reset_metrics, listener_of(self)  # type: ignore[misc]
-        _ = listener.reset_metrics(inherited) if listener else inherited()
+        if listener:
+            inherited = functools.partial(listener.reset_metrics, inherited)
+        inherited()
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes what ``fit`` calls."""
         inherited, listener = super().make_train_function, listener_of(self)  # type: ignore[misc]
-        _ = listener.make_train_function(inherited, force) if listener else inherited(force)
+        if listener:
+            inherited = functools.partial(listener.make_train_function, inherited)
+        inherited(force)
 
 
 def listener_for(model: Any, diagnostics: Any, check_finite: Any, micro_batches: int, merge: Any) -> Listener | None:

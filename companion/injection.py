@@ -353,8 +353,10 @@ def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> 
         variables = oracle.model.trainable_variables
         if variables:
             with _weighed(optimizer, oracle) as is_weighed:
-                bring = (lambda all_of_them: all_of_them) if is_weighed else brought_by_one
-                apply = lambda found: optimizer.apply(bring(found), variables)  # noqa: E731
+
+                def apply(found: Any) -> None:
+                    optimizer.apply(found if is_weighed else brought_by_one(found), variables)
+
                 if listener:
                     is_taken = injected[0]._is_taken if injected else None
                     listener.step(optimizer, oracle, gradients, answers, apply, is_taken)
