@@ -108,7 +108,7 @@ class Listener:
         if tf.executing_eagerly():  # in a graph nothing has run when `joined` finds out
             self.refuse(metric.name for each in oracle.model.metrics for metric in getattr(each, "metrics", [each]))
         if "noise_scale" in self._hears:
-            oracle.listener = _part
+            oracle.listener = functools.partial(_part, _in_xla(oracle.model))
 
     def step(
         self, optimizer: Any, oracle: Any, gradients: list[Any], answers: Any, apply: Callable[..., Any], is_taken: Any
@@ -124,12 +124,12 @@ class Listener:
             is_taken: a condition without which nothing moves anyway, or ``None``.
         """
         self.build(oracle.model)
-        variables, dtype = oracle.model.trainable_variables, self._sums.dtype
+        variables, dtype, in_xla = oracle.model.trainable_variables, self._sums.dtype, _in_xla(oracle.model)
         scale = tf.cast(optimizer.scale_loss(1.0), dtype)
         is_scaled = any(isinstance(layer, keras.optimizers.LossScaleOptimizer) for layer in wrapped_by(optimizer))
         squares = list[Any]()
         if self._hears & {"gradient_norm", "noise_scale"}:
-            squares = [square(gradient, dtype) for gradient in (gradients if answers is None else answers)]
+            squares = [square(gradient, dtype, in_xla) for gradient in (gradients if answers is None else answers)]
             squares = [total if answers is not None else total / scale**2 for total in squares]
         before = list[Any]()
         if "update_ratio" in self._hears:
@@ -139,7 +139,8 @@ class Listener:
         else:
             apply(gradients)
         after = [widened(tf.convert_to_tensor(variable)) for variable in variables] if before else []
-        lengths = [(square(new - old, dtype), square(old, dtype)) for new, old in zip(after, before, strict=True)]
+        pairs = [(new - old, old) for new, old in zip(after, before, strict=True)]
+        lengths = [[square(each, dtype, in_xla) for each in pair] for pair in pairs]
         if not self._dials:
             return
         columns = []
@@ -397,12 +398,16 @@ def _compiled_names(model: Any) -> set[str]:
     return {leaf for leaf in leaves if isinstance(leaf, str)}
 
 
-def _part(gradients: list[Any], examples: Any) -> Any:
+def _in_xla(model: Any) -> bool:
+    return bool(model.jit_compile and not model.run_eagerly)
+
+
+def _part(in_xla: bool, gradients: list[Any], examples: Any) -> Any:
     """What is added up over parts: each variable's squared norm over the number of examples; one part; the examples."""
     known = [gradient.dtype for gradient in gradients if gradient is not None]
     dtype = keras.backend.result_type("float32", *(dtype.name for dtype in known))
     n = tf.cast(examples, dtype)
-    squares = [tf.math.divide_no_nan(square(coalesce(gradient), dtype), n) for gradient in gradients]
+    squares = [tf.math.divide_no_nan(square(coalesce(gradient), dtype, in_xla), n) for gradient in gradients]
     return tf.stack([*squares, tf.cast(n > 0, dtype), n])
 
 

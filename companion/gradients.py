@@ -86,8 +86,8 @@ def all_finite(tensors: list[Any]) -> Any:
     sums = []
     for values in tensors:
         values = values.values if isinstance(values, tf.IndexedSlices) else values
-        if (values.shape.rank or 0) > 1 and values.shape[-1]:  # a product with ones is the fastest sum of a matrix
-            values = tf.reshape(values, [-1, values.shape[-1]]) @ tf.ones([values.shape[-1], 1], values.dtype)
+        if (values.shape.rank or 0) > 1 and values.shape[-1]:
+            values = _row_sums(values)
         sums.append(tf.reduce_sum(values))
     widest = keras.backend.result_type(*(total.dtype.name for total in sums))
     return tf.math.is_finite(tf.add_n([tf.cast(total, widest) for total in sums]))
@@ -109,17 +109,26 @@ def along(gradients: list[Any], directions: list[Any]) -> Any:
     return tf.add_n(terms)
 
 
-def square(gradient: Any, dtype: str) -> Any:
+def square(gradient: Any, dtype: str, in_xla: bool) -> Any:
     """The squared norm of a gradient, a scalar; half precision is squared in float32.
 
     Args:
         gradient: dense, sparse without repeated rows, or ``None``.
         dtype: that of the result.
+        in_xla: whether XLA compiles it, which has a slow sum and needs no room for the squares. The number is the same.
     """
     if gradient is None:
         return tf.zeros((), dtype)
     wide = widened(gradient)
-    return tf.cast(2 * tf.nn.l2_loss(wide.values if isinstance(wide, tf.IndexedSlices) else wide), dtype)
+    values = wide.values if isinstance(wide, tf.IndexedSlices) else wide
+    if in_xla and (values.shape.rank or 0) > 1 and (values.shape[-1] or 1) > 1:
+        return tf.cast(tf.reduce_sum(_row_sums(values * values)), dtype)
+    return tf.cast(2 * tf.nn.l2_loss(values), dtype)
+
+
+def _row_sums(values: Any) -> Any:
+    """A product with ones is the fastest sum of a matrix."""
+    return tf.reshape(values, [-1, values.shape[-1]]) @ tf.ones([values.shape[-1], 1], values.dtype)
 
 
 def coalesce(gradient: Any) -> Any:

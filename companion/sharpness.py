@@ -15,6 +15,7 @@ from companion.oracle import GradientOracle
 
 _BASIS = 24  # vectors that are kept at most
 _KEPT = 3  # of them, when there are as many
+_PATIENCE = 3  # estimates of the error in a row: one may be small while a larger eigenvalue is still hidden
 
 
 def sharpness(
@@ -110,16 +111,19 @@ def _products(model: Any, batch: Any, parts: int) -> Any:
     dtype = keras.backend.result_type("float32", *(variable.dtype for variable in variables))
     data = tree.map_structure(lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), batch)
 
-    def product(vector: Any, data: Any) -> Any:
+    def product(vector: Any) -> Any:
         pieces = tf.split(vector, [math.prod(shape) for shape in shapes])
         direction = [tf.reshape(piece, shape) for piece, shape in zip(pieces, shapes, strict=True)]
         products = GradientOracle(model, data, parts, training=False).curvature(direction)
         return tf.concat([tf.cast(tf.reshape(each, [-1]), dtype) for each in products], 0)
 
-    compiled = product if model.run_eagerly else tf.function(product, autograph=False)
+    compiled = product  # traced once, past TensorFlow's warning that every call of `sharpness` traces anew
+    if not model.run_eagerly:
+        size = sum(math.prod(shape) for shape in shapes)
+        compiled = tf.function(product, autograph=False).get_concrete_function(tf.TensorSpec([size], dtype))
 
     def ask(vector: Any) -> Any:
-        found = np.asarray(compiled(tf.constant(vector, dtype), data), "float64")
+        found = np.asarray(compiled(tf.constant(vector, dtype)), "float64")
         if not np.isfinite(found).all():
             broken = [
                 v.path for v, part in zip(variables, np.split(found, cuts), strict=True) if not np.isfinite(part).all()
@@ -136,7 +140,7 @@ def _products(model: Any, batch: Any, parts: int) -> Any:
 def _largest(ask: Any, size: int, tolerance: float, most: int) -> float:
     """The largest eigenvalue, by the Lanczos method with all vectors orthogonalised, restarted when there are many."""
     vector = np.random.default_rng(0).normal(size=size)
-    basis, images = np.empty((0, size)), np.empty((0, size))
+    basis, images, good = np.empty((0, size)), np.empty((0, size)), 0
     for _ in range(most):
         basis = np.vstack([basis, vector / np.linalg.norm(vector)])
         images = np.vstack([images, ask(basis[-1])])
@@ -146,7 +150,8 @@ def _largest(ask: Any, size: int, tolerance: float, most: int) -> float:
         residual = top @ images - value * (top @ basis)
         length, gap = float(np.linalg.norm(residual)), value - float(values[-2] if len(values) > 1 else -np.inf)
         error = length * min(1.0, length / gap) if gap > 0 and len(values) > 1 else length
-        if len(basis) == size or error <= tolerance * max(abs(value), float(abs(values[0]))) or length == 0:
+        good = good + 1 if error <= tolerance * max(abs(value), float(abs(values[0]))) else 0
+        if len(basis) == size or good == _PATIENCE or length == 0:
             return value
         if len(basis) == _BASIS:
             kept = turns[:, -_KEPT:].T

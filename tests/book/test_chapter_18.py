@@ -1,0 +1,235 @@
+"""Chapter 18: the data under its figures, computed once more in NumPy, and the tests that hold its sentences."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import companion
+from companion import datasets
+from tests.book.reading import figure_data, line, notebook
+from tests.kit.cases import wrong
+from tests.kit.network import softmax
+
+CHAPTER = "18"
+DATA = datasets.digits("float64")
+X, Y = DATA.x_train, DATA.y_train
+Weights = list[np.ndarray]
+
+
+def initial() -> Weights:
+    """The weights from which the chapter's runs begin."""
+    keras.utils.set_random_seed(1)
+    sizes = {"hidden_1": 32, "hidden_2": 32, "top": 10}
+    layers = [keras.layers.Dense(units, name=name, dtype="float64") for name, units in sizes.items()]
+    model = keras.Sequential([keras.Input((64,)), *layers], name="network")
+    return [weight.astype("float64") for weight in model.get_weights()]
+
+
+def gradient(weights: Weights, x: np.ndarray, y: np.ndarray) -> tuple[float, Weights]:
+    """The loss of the network of ReLUs and its gradient, by hand."""
+    inputs = [x]
+    for kernel, bias in zip(weights[:-2:2], weights[1:-2:2], strict=True):
+        inputs.append(np.maximum(inputs[-1] @ kernel + bias, 0))
+    share, rows = softmax(inputs[-1] @ weights[-2] + weights[-1]), np.arange(len(y))
+    error, found = share.copy(), list[np.ndarray]()
+    error[rows, y] -= 1
+    error /= len(y)
+    for kernel, into in zip(weights[-2::-2], inputs[::-1], strict=True):
+        found = [into.T @ error, error.sum(axis=0), *found]
+        error = (error @ kernel.T) * (into > 0)
+    return float(-np.log(share[rows, y]).mean()), found
+
+
+def squared(values: Sequence[np.ndarray]) -> float:
+    return float(sum((value**2).sum() for value in values))
+
+
+def noise(weights: Weights, batch: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """What four parts of a batch say of the trace and of the squared norm of the true gradient."""
+    parts, n = np.array_split(batch, 4), len(batch)
+    each = [gradient(weights, x[part], y[part])[1] for part in parts]
+    mean = [np.mean(tensors, axis=0) for tensors in zip(*each, strict=True)]
+    small, big = np.mean([squared(part) for part in each]), squared(mean)
+    trace = (small - big) / (4 / n - 1 / n)
+    return float(trace), float(big - trace / n)
+
+
+def drawn(figure: int, axes: int, label: str) -> np.ndarray:
+    return line(figure_data(CHAPTER)[figure][axes], label)[1]
+
+
+RUNS = (
+    *("healthy", "rate too high", "rate too low", "decay too strong", "dead ReLUs", "vanishing gradients"),
+    *("exploding gradients", "frozen by mistake", "float16 underflow", "wrong labels", "not shuffled"),
+)
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_the_run_that_is_not_shuffled_is_numpys() -> None:
+    """Its batches are known: loss and three dials, over the first two epochs."""
+    order = np.argsort(Y, kind="stable")
+    x, y, weights = X[order], Y[order], initial()
+    for epoch in range(2):
+        losses, norms, ratios, found = [], [], [], []
+        for start in range(0, len(x), 64):
+            batch = np.arange(start, min(start + 64, len(x)))
+            loss, slopes = gradient(weights, x[batch], y[batch])
+            losses.append((loss, len(batch)))
+            norms.append(np.sqrt(squared(slopes)))
+            found.append(noise(weights, batch, x, y))
+            ratios.append(np.sqrt(squared([0.1 * slope for slope in slopes]) / squared(weights)))
+            weights = [weight - 0.1 * slope for weight, slope in zip(weights, slopes, strict=True)]
+        expected = {
+            (0, 0): sum(loss * size for loss, size in losses) / len(x),
+            (1, 0): np.mean(norms),
+            (1, 1): np.mean(ratios),
+            (1, 2): np.divide(*np.mean(found, axis=0)),
+        }
+        for place, value in expected.items():
+            assert drawn(*place, "not shuffled")[epoch] == pytest.approx(value, rel=1e-4), place
+
+
+def test_rate_times_sharpness_at_the_start() -> None:
+    """By power iteration on differences of gradients."""
+    weights, small = initial(), 1e-6
+    vector = [np.random.default_rng(0).normal(size=weight.shape) for weight in weights]
+    for _ in range(150):
+        length = np.sqrt(squared(vector))
+        ends = []
+        for sign in (1, -1):
+            end = [weight + sign * small * part / length for weight, part in zip(weights, vector, strict=True)]
+            ends.append(gradient(end, X, Y)[1])
+        vector = [(there - back) / (2 * small) for there, back in zip(*ends, strict=True)]
+    assert drawn(1, 3, "healthy")[0] == pytest.approx(0.1 * np.sqrt(squared(vector)), rel=0.01)
+    assert drawn(1, 3, "rate too high")[0] == pytest.approx(15 * drawn(1, 3, "healthy")[0], rel=1e-5)
+
+
+def steps_to(level: float, batch: int, rate: float, seed: int) -> float:
+    weights, generator = initial(), np.random.default_rng(seed)
+    for count in range(1, 251):
+        rows = generator.integers(0, len(X), batch)
+        slopes = gradient(weights, X[rows], Y[rows])[1]
+        rate = float(np.float32(rate))
+        weights = [weight - rate * slope for weight, slope in zip(weights, slopes, strict=True)]
+        if count % 2 == 0 and gradient(weights, X, Y)[0] < level:
+            return count
+    return np.inf
+
+
+@pytest.mark.parametrize("place", [2, 4])
+def test_steps_that_a_batch_needs_are_numpys(place: int) -> None:
+    sizes, needed = line(figure_data(CHAPTER)[3][0], "steps needed")
+    means = [np.mean([steps_to(0.4, int(sizes[place]), rate, seed) for seed in (0, 1)]) for rate in (0.4, 0.6)]
+    assert needed[place] == min(means)
+
+
+def test_every_run_is_drawn_in_both_figures() -> None:
+    for label in RUNS:
+        assert len(drawn(0, 0, label)) == 8
+        assert [len(drawn(1, axes, label)) for axes in range(4)] == [8, 8, 8, 2]
+
+
+# ---- sentences ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.claim("Eight of the ten begin within an eighth of the healthy run's loss", chapter="18")
+def test_the_losses_begin_alike() -> None:
+    healthy, *others = (drawn(0, 0, label) for label in RUNS)
+    assert sum(abs(run[0] / healthy[0] - 1) < 1 / 8 for run in others) == 8
+    assert sum(2.2 < run[-1] < 2.4 for run in others) == 7  # where a network guesses
+
+
+@pytest.mark.claim(
+    "At the rate that is too high a step of the first epoch moves the weights by a fifth of their length", chapter="18"
+)
+def test_how_far_steps_go() -> None:
+    assert drawn(1, 1, "rate too high")[0] == pytest.approx(0.2, rel=0.1)
+    assert drawn(1, 1, "rate too low")[0] < 1e-4
+    assert 0.004 < drawn(1, 1, "healthy").min() < drawn(1, 1, "healthy").max() < 0.011
+    decay = drawn(1, 1, "decay too strong")[2:]
+    assert (np.diff(decay) > 0).all()
+    assert decay[-1] > 5 * drawn(1, 1, "healthy").max()
+
+
+@pytest.mark.claim(
+    "A hidden layer whose gradient norm is exactly zero passes nothing back: its units are dead.", chapter="18"
+)
+@pytest.mark.parametrize("bias", [-3.0, wrong(0.0, why="the units are alive")])
+def test_dead_units_have_no_gradient(bias: float) -> None:
+    weights = initial()
+    weights[1], weights[3] = np.full(32, bias), np.full(32, bias)
+    slopes = gradient(weights, X, Y)[1]
+    hidden = X @ weights[0] + weights[1]
+    assert (np.maximum(hidden, 0) @ weights[2] + weights[3]).max() < 0  # no unit of the second layer is ever on
+    assert squared(slopes[:4]) == 0 < squared(slopes[4:])
+
+
+@pytest.mark.claim(
+    "In the network of sigmoids the gradient norm falls to less than a third from each of the upper layers to the "
+    "next.",
+    chapter="18",
+)
+def test_gradients_vanish_layer_by_layer() -> None:
+    norms = line(figure_data(CHAPTER)[2][0], "vanishing gradients")[1]
+    assert len(norms) == 7
+    assert (norms[1:6] < norms[:5] / 3).all()
+    flat = line(figure_data(CHAPTER)[2][0], "healthy")[1]
+    assert flat.max() < 2 * flat.min()
+
+
+@pytest.mark.claim(
+    "Over an epoch of random batches the dial is within a few percent of the exact trace over the exact squared "
+    "gradient.",
+    chapter="18",
+)
+def test_the_noise_scale_is_the_exact_one() -> None:
+    """At the first weights; the gradient of each example is a product of what a layer gets and what it gets back."""
+    weights = initial()
+    whole, each = gradient(weights, X, Y)[1], 0.0
+    for row in range(len(X)):
+        each += squared(gradient(weights, X[row : row + 1], Y[row : row + 1])[1]) / len(X)
+    exact = (each - squared(whole)) / squared(whole)
+    rows = np.random.default_rng(0).integers(0, len(X), (300, 64))
+    found = np.mean([noise(weights, batch, X, Y) for batch in rows], axis=0)
+    assert found[0] / found[1] == pytest.approx(exact, rel=0.05)
+    printed = "".join(out.get("text", "") for cell in notebook(CHAPTER).cells for out in cell.get("outputs", []))
+    said, exactly = (
+        float(re.findall(pattern, printed)[0]) for pattern in (r"the dial says: (\d+)", r"exactly.* = (\d+)")
+    )
+    assert said == pytest.approx(exactly, rel=0.05)
+
+
+@pytest.mark.claim(
+    "From an eighth of the noise scale to a half of it the steps fall to about a half; from a half to twice the noise "
+    "scale, by less than a fifth.",
+    chapter="18",
+)
+def test_where_doubling_stops_paying() -> None:
+    sizes, needed = line(figure_data(CHAPTER)[3][0], "steps needed")
+    np.testing.assert_allclose(sizes / sizes[2], [1 / 8, 1 / 2, 1, 2, 8], rtol=0.02)
+    assert sizes[2] == round(np.mean(drawn(1, 2, "healthy")))
+    assert needed[1] == pytest.approx(needed[0] / 2, rel=0.1)
+    assert needed[3] > 0.8 * needed[1]
+    assert (np.diff(sizes * needed) > 0).all()  # in examples, the smallest is the cheapest
+
+
+@pytest.mark.claim(
+    "When a gradient is not finite, weights, slots and counters stay as they were before that update", chapter="18"
+)
+@pytest.mark.parametrize("checks", [True, wrong(False, why="nobody looks", raises=pytest.fail.Exception)])
+def test_a_gradient_that_is_not_finite_moves_nothing(checks: bool) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+    model.compile("adam", "mse", jit_compile=False)
+    companion.inject(model, check_finite=checks)
+    model.train_on_batch(np.ones((2, 2)), np.ones((2, 1)))
+    variables: list[Any] = [*model.variables, *model.optimizer.variables]
+    before = [variable.numpy() for variable in variables]
+    with pytest.raises(ValueError, match="was infinite or NaN at update 2"):
+        model.train_on_batch(np.full((2, 2), np.inf), np.ones((2, 1)))
+    assert all(np.array_equal(old, new.numpy()) for old, new in zip(before, variables, strict=True))
