@@ -56,7 +56,7 @@ def sharpness(
         max_products: the largest number of products. Defaults to 500.
 
     Returns:
-        :math:`\lambda`, a float: negative only where the loss bends down in every direction.
+        The float :math:`\lambda`, which is negative only where the loss bends down in every direction.
 
     Raises:
         TypeError: ``model`` is not a ``keras.Model``.

@@ -1,5 +1,6 @@
 """Every cause on the page of symptoms is real: a test here, or a program of the page on Keras, reproduces it."""
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -279,3 +280,51 @@ def test_median_leaves_out_what_one_knows() -> None:
     rows, weights = [ops.convert_to_tensor([[0.0], [0.0], [9.0]])], ops.ones(3)
     assert float(companion.merging.median(rows, weights)[0][0]) == 0.0
     assert float(companion.merging.weighted_mean(rows, weights)[0][0]) == 3.0
+
+
+# ---- the loss stands still, and the dials do not --------------------------------------------------------------------
+
+
+def dials(layers: list[Any], x: Any, y: Any, **fit: Any) -> dict[str, float]:
+    """What `fit` shows of the third epoch."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((x.shape[1],)), *layers])
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    companion.inject(model, 4, diagnostics=("gradient_norm_per_layer", "noise_scale"))
+    return {name: values[-1] for name, values in model.fit(x, y, 32, epochs=3, verbose=0, **fit).history.items()}
+
+
+INPUTS = np.random.default_rng(0).normal(size=(320, 4))
+TARGETS = INPUTS[:, :1] + 1
+
+
+@reproduces("A layer's gradient norm is exactly zero")
+def test_dead_units_pass_nothing_back() -> None:
+    hidden = keras.layers.Dense(8, "relu", bias_initializer=keras.initializers.Constant(-20.0), name="hidden")
+    found = dials([hidden, keras.layers.Dense(1, name="top")], INPUTS, TARGETS)
+    assert found["gradient_norm/hidden"] == 0 < found["gradient_norm/top"]
+
+
+@reproduces("The gradient norm shrinks severalfold from layer to layer, downwards")
+def test_a_gradient_vanishes_in_sigmoids() -> None:
+    small = {"kernel_initializer": keras.initializers.RandomNormal(stddev=0.1)}
+    layers = [keras.layers.Dense(8, "sigmoid", name=f"h{depth}", **small) for depth in range(3)]
+    found = dials([*layers, keras.layers.Dense(1, name="top")], INPUTS, TARGETS)
+    norms = [found[f"gradient_norm/{name}"] for name in ("h0", "h1", "h2", "top")]
+    assert all(below < above / 3 for below, above in itertools.pairwise(norms))
+
+
+@reproduces("The noise scale is far above the batch size")
+def test_wrong_labels_contradict_each_other() -> None:
+    wrong = np.random.default_rng(1).normal(size=TARGETS.shape)
+    right, found = (dials([keras.layers.Dense(1)], INPUTS, y)["noise_scale"] for y in (TARGETS, wrong))
+    assert right < 32
+    assert found > 5 * right
+
+
+@reproduces("The noise scale is far below the batch size")
+def test_parts_of_a_sorted_batch_are_alike() -> None:
+    kinds = np.repeat(np.arange(10.0), 32)[:, None] - 4.5  # a batch of each
+    x = np.tanh(kinds * [[1.0, -0.5, 0.3, 0.2]])
+    found = [dials([keras.layers.Dense(1)], x, kinds, shuffle=shuffle)["noise_scale"] for shuffle in (True, False)]
+    assert found[1] < 1 < found[0]
