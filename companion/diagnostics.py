@@ -134,8 +134,10 @@ class Listener:
         before = list[Any]()
         if "update_ratio" in self._hears:
             before = [widened(tf.identity(tf.convert_to_tensor(variable))) for variable in variables]
+        is_heard = tf.constant(True)
         if self.checks:
-            self._apply_if_finite(optimizer, oracle, gradients, answers, apply, is_taken, scale if is_scaled else None)
+            limit = scale if is_scaled else None
+            is_heard = self._apply_if_finite(optimizer, oracle, gradients, answers, apply, is_taken, limit)
         else:
             apply(gradients)
         after = [widened(tf.convert_to_tensor(variable)) for variable in variables] if before else []
@@ -152,11 +154,11 @@ class Listener:
             pair = (
                 (tf.sqrt(norm), tf.ones_like(norm)) if kind == "gradient_norm" else _noise(norm, oracle.heard, indices)
             )
-            if is_scaled:  # an overflow, which is skipped
-                is_finite = tf.math.is_finite(tf.add_n(squares))
-                pair = tuple(tf.where(is_finite, number, tf.zeros_like(number)) for number in pair)
             columns.append(pair)
+        if is_scaled and squares:  # an overflow, which is skipped
+            is_heard &= tf.math.is_finite(tf.add_n(squares))
         found = [tf.stack(row) for row in zip(*columns, strict=True)]
+        found = [tf.where(is_heard, row, tf.zeros_like(row)) for row in found] if is_scaled or self.checks else found
         self._sums.assign_add(tf.stack([*found, tf.ones_like(found[0])]))
 
     def joined(self, logs: dict[str, Any]) -> dict[str, Any]:
@@ -244,8 +246,11 @@ class Listener:
 
     def _apply_if_finite(
         self, optimizer: Any, oracle: Any, gradients: Any, answers: Any, apply: Any, is_taken: Any, scale: Any
-    ) -> None:
-        """Applies unless something is not finite; then notes what, and puts back what the question has moved."""
+    ) -> Any:
+        """Applies unless something is not finite; then notes what, and puts back what the question has moved.
+
+        Returns whether it has applied.
+        """
         taken = tf.constant(True) if is_taken is None else is_taken
         pairs = zip(answers, gradients, strict=True)
         flags = [_is_finite(answer) & (_is_finite(given) | ~taken) for answer, given in pairs]
@@ -263,6 +268,7 @@ class Listener:
             tf.cond(goes_on, lambda: [each(apply, args=args), None][1], lambda: None)
 
         across_replicas(tf.distribute.get_strategy(), choose, gradients)
+        return goes_on
 
     def _raise_if_broken(self, model: keras.Model) -> None:
         update, loss_is_finite, *flags = np.asarray(self._broken).tolist() if self._broken is not None else [0, 1]
