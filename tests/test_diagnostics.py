@@ -1,5 +1,6 @@
 """Holds `companion.diagnostics` against NumPy: what `fit` shows, in every mode, and which gradient broke first."""
 
+import functools
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ from companion.accumulation import GradientAccumulation
 from companion.injection import InjectedModel, eject, inject
 from companion.runge_kutta import RK23, Heun
 from tests.kit import cases as kit
+from tests.kit.dtypes import set_dtype
 from tests.kit.network import flat, forward, loss_and_gradient, softmax
 from tests.kit.processes import on_devices
 
@@ -72,6 +74,28 @@ def mean_of_quotients(found: list[tuple[float, float]]) -> float:
     return float(np.mean([trace / squared for trace, squared in found]))
 
 
+PARTS = [[slice(i, min(i + 4, end)) for i in range(end - 14, end, 4)] for end in (14, 28)]
+
+
+@functools.cache
+def two_steps() -> tuple[dict[str, list[float]], list[Any]]:
+    """Clipping, decay and a constraint on; parts of 4, 4, 4 and 2 examples. The history, and weights around steps."""
+    set_dtype("float64")
+    optimizer = P.SGD(0.5, momentum=0.9, global_clipnorm=0.3, weight_decay=0.01)
+    model = inject(network(optimizer, keras.constraints.MaxNorm(0.9)), 4, diagnostics=DIALS)
+    weights = [model.get_weights()]
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: weights.append(model.get_weights()))
+    log = model.fit(X[:28], CLASSES[:28], 14, shuffle=False, verbose=0, callbacks=[watch]).history
+    return log, weights
+
+
+def test_norm_and_ratio_are_what_numpy_says() -> None:
+    log, weights = two_steps()
+    norms = [np.linalg.norm(gradient(weights[k], slice(14 * k, 14 * k + 14))) for k in (0, 1)]
+    assert log["gradient_norm"] == pytest.approx([np.mean(norms)], rel=1e-12)
+    assert log["update_ratio"] == pytest.approx([np.mean([moved(*weights[k : k + 2]) for k in (0, 1)])], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("of_step", "of_steps"),
     [
@@ -80,26 +104,9 @@ def mean_of_quotients(found: list[tuple[float, float]]) -> float:
         kit.wrong(estimates, mean_of_quotients, why="a mean of quotients is biased"),
     ],
 )
-def test_all_three_are_what_numpy_says(of_step: Any, of_steps: Any) -> None:
-    """Clipping, decay and a constraint on; parts of 4, 4, 4 and 2 examples; two steps, and their mean."""
-    optimizer = P.SGD(0.5, momentum=0.9, global_clipnorm=0.3, weight_decay=0.01)
-    model = inject(network(optimizer, keras.constraints.MaxNorm(0.9)), 4, diagnostics=DIALS)
-    norms, ratios, found = [], [], []
-    parts = [[slice(i, min(i + 4, end)) for i in range(end - 14, end, 4)] for end in (14, 28)]
-
-    class Watch(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-            self.before = model.get_weights()
-            norms.append(np.linalg.norm(gradient(self.before, slice(14 * batch, 14 * batch + 14))))
-            found.append(of_step(self.before, parts[batch]))
-
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            ratios.append(moved(self.before, model.get_weights()))
-
-    log = model.fit(X[:28], CLASSES[:28], 14, shuffle=False, verbose=0, callbacks=[Watch()]).history
-    assert log["gradient_norm"] == pytest.approx([np.mean(norms)], rel=1e-12)
-    assert log["update_ratio"] == pytest.approx([np.mean(ratios)], rel=1e-12)
-    expected = of_steps(found)
+def test_noise_scale_is_what_numpy_says(of_step: Any, of_steps: Any) -> None:
+    log, weights = two_steps()
+    expected = of_steps([of_step(*each) for each in zip(weights, PARTS, strict=False)])
     assert log["noise_scale"] == pytest.approx([expected if expected > 0 else np.inf], rel=1e-9)
     assert np.isfinite(log["noise_scale"][0])
 
@@ -156,20 +163,24 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+def epochs(**options: Any) -> Any:
+    model = inject(network(P.Adam(0.02), metrics=["accuracy"], **options), 3, diagnostics=DIALS)
+    fit = {"batch_size": 12, "epochs": 2, "shuffle": False, "verbose": 0}
+    return model, model.fit(X[:36], CLASSES[:36], **fit, validation_data=(X[:12], CLASSES[:12])).history
+
+
+in_a_graph = functools.cache(epochs)
+
+
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_every_mode_shows_the_same(mode: dict[str, Any]) -> None:
-    def train(**options: Any) -> Any:
-        model = inject(network(P.Adam(0.02), metrics=["accuracy"], **options), 3, diagnostics=DIALS)
-        fit = {"batch_size": 12, "epochs": 2, "shuffle": False, "verbose": 0}
-        return model, model.fit(X, CLASSES, **fit, validation_data=(X, CLASSES)).history
-
-    (model, found), (_, expected) = train(**mode), train()
+    (model, found), (_, expected) = epochs(**mode), in_a_graph()
     assert found.keys() == expected.keys() == {"loss", "accuracy", "val_loss", "val_accuracy", *DIALS}
     for name, values in found.items():
         np.testing.assert_allclose(values, expected[name], rtol=1e-9, err_msg=name)
-    shown(model)
-    assert model.evaluate(X, CLASSES, verbose=0, return_dict=True).keys() == {"loss", "accuracy"}
-    assert model.test_on_batch(X, CLASSES, return_dict=True).keys() == {"loss", "accuracy"}
+    if model.run_eagerly:  # nothing is reset between these two
+        shown(model)
+        assert model.test_on_batch(X, CLASSES, return_dict=True).keys() == {"loss", "accuracy"}
 
 
 def test_without_diagnostics_the_step_holds_no_operation_of_theirs() -> None:
@@ -366,7 +377,13 @@ BROKEN = X.copy()
 BROKEN[30] = 0.0
 
 
-@pytest.mark.parametrize("mode", [{}, *MODES.values()], ids=["graph", *MODES])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(mode, id=name, marks=[pytest.mark.slow] if name in ("graph", "eager") else [])
+        for name, mode in {"graph": dict[str, Any](), **MODES}.items()
+    ],
+)
 def test_the_layer_and_the_update_are_named_and_nothing_moves(mode: dict[str, Any]) -> None:
     keras.utils.set_random_seed(0)
     layers = [L.Dense(4, use_bias=False, name="below"), Root(), L.BatchNormalization(name="norm")]

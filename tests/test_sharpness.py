@@ -83,18 +83,23 @@ def test_it_is_that_of_numpys_differences_on_a_smooth_network() -> None:
     assert companion.sharpness(model, X, CLASSES) == pytest.approx(np.linalg.eigvalsh(rows)[-1], rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 7}, {"batch_size": 12, "micro_batches": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 12, "micro_batches": 2}, pytest.param({"batch_size": 7}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_batches_do_not_change_it(options: dict[str, int]) -> None:
     model = classifier()
     found = companion.sharpness(model, X, CLASSES, WEIGHTS, **options)
     assert found == pytest.approx(steepest(model, X, CLASSES, WEIGHTS), rel=1e-6)
 
 
-def test_masks_and_embeddings_and_recurrence() -> None:
+@pytest.mark.parametrize("recurrence", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_masks_and_embeddings(recurrence: bool) -> None:
     ids, tags = GENERATOR.integers(1, 6, (8, 4)), GENERATOR.integers(0, 3, (8, 4))
     ids[3:, 2:] = 0
-    layers = [L.Embedding(6, 2, mask_zero=True), L.SimpleRNN(2, return_sequences=True, unroll=True), L.Dense(3)]
-    model = compiled([keras.Input((4,), dtype="int32"), *layers])
+    layers = [L.SimpleRNN(2, return_sequences=True, unroll=True)] if recurrence else [L.Dense(2, "tanh")]
+    model = compiled([keras.Input((4,), dtype="int32"), L.Embedding(6, 2, mask_zero=True), *layers, L.Dense(3)])
     assert companion.sharpness(model, ids, tags) == pytest.approx(steepest(model, ids, tags), rel=1e-6)
 
 
