@@ -103,7 +103,8 @@ def part_of(tensor: Any, begin: Any, size: Any) -> Any:
         return tf.SparseTensor(found.indices, found.values, tf.stack([count, *lengths]))
     if isinstance(size, int):
         return tf.ensure_shape(tf.slice(tensor, [begin, *[0] * len(rest)], [size, *[-1] * len(rest)]), [size, *rest])
-    return tensor[begin : begin + size]
+    # Not past the end, which XLA would count: there `tf.shape` of the last part would be that of a whole one.
+    return tensor[begin : tf.minimum(begin + size, tf.shape(tensor)[0])]
 
 
 def sum_over_parts(
