@@ -34,12 +34,15 @@ def with_values(gradient: Any, function: Callable[[Any], Any]) -> Any:
     return function(gradient)
 
 
-def widened(gradient: Any) -> Any:
+def widened(gradient: Any, sparse: bool = True) -> Any:
     """A gradient in at least float32, so that a sum over parts keeps what half precision would lose.
 
     Args:
         gradient: a tensor, a ``tf.IndexedSlices``, or ``None``, which stays ``None``.
+        sparse: whether a sparse one stays sparse.
     """
+    if isinstance(gradient, tf.IndexedSlices) and not sparse:
+        gradient = tf.convert_to_tensor(gradient)
     if gradient is None or gradient.dtype not in (tf.float16, tf.bfloat16):
         return gradient
     return with_values(gradient, lambda values: tf.cast(values, tf.float32))

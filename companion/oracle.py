@@ -109,8 +109,7 @@ class GradientOracle:
         self.is_whole = self.micro_batches * replicas_of(model) == 1
         # What is merged with the weights of the whole adds up; any other rule wants the gradient of each share alone.
         self._totals = all_reduce if merge is weighted_mean else list
-        self._weight_fn: Any = weight_fn
-        self._loss = loss
+        self._weight_fn, self._loss = weight_fn, loss  # type: Any, Any
         has_own_loss = type(model).compute_loss is not keras.Model.compute_loss
         self._takes_loss_as_it_is = weight_fn is not None or loss is not None or has_own_loss
         self._batch = unpacked(data)
@@ -119,14 +118,15 @@ class GradientOracle:
         if self._batch[1] is None and not has_own_loss and loss is None and compiled_loss(model) is not None:
             raise ValueError("`data` must hold targets, because the model was compiled with a loss. Received: y=None")
         self._examples = examples(self._batch[0])
+        # Under XLA, rows of parts whose sizes are not known cannot be joined: they are summed, as dense gradients.
+        self._joins = self.micro_batches == 1 or isinstance(self._examples, int) or not getattr(model, "jit_compile", 1)
         if not self.is_whole:
             (self._all_examples,) = self._totals([tf.cast(self._examples, keras.config.floatx())])
         self._moving, self._start, self._outputs = list[Any](), list[Any](), None
         self._shares, self._are_sums, self._adds_losses = list[Any](), list[bool](), False
         self._is_prepared, self._asked, self._reports, self._training = False, False, training, training
-        self._direction: Any = None
         #: A function of a part's gradients and its number of examples, called in the first question; and the sum of it.
-        self.listener, self.heard = None, None  # type: Any, Any
+        self.listener, self.heard, self._direction = None, None, None  # type: Any, Any, Any
 
     def __call__(self, values: list[Any] | None = None) -> list[Any]:
         """Answers the gradient at ``values``.
@@ -385,7 +385,7 @@ class GradientOracle:
             read = {id(variable) for variable in tape.watched_variables()}  # past the scope, which has their values
             suspects = [variable for variable in model.trainable_variables if id(variable.value) in read]
             found = tape.gradient(scaled_loss, [*values, *suspects])
-            gradients = [scaled(widened(gradient), unscale) for gradient in found[: len(values)]]
+            gradients = [scaled(widened(gradient, self._joins), unscale) for gradient in found[: len(values)]]
             refuse_traced(suspects, found[len(values) :])
             bend = along(gradients, self._direction) if second else None
         if second:
