@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from companion import arguments
+from companion.backend import environment
 from companion.diagnostics import Listening, detach, listener_for, listener_of, quiet
 from companion.gradients import scaled
 from companion.merging import weighted_mean
@@ -191,7 +192,7 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
                 )
 
     def __init__(self, learning_rate: Any = 0.01, **kwargs: Any) -> None:
-        arguments.environment()
+        environment()
         super().__init__(learning_rate=arguments.learning_rate(learning_rate), **kwargs)
 
     def direction(self, oracle: Callable[..., list[Any]], values: list[Any], learning_rate: Any) -> list[Any]:

@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from companion.agreement import description, kind_of_optimizer, names_of, settings_of
-from companion.arguments import environment, integer
+from companion.arguments import integer
+from companion.backend import environment
 from companion.backups import Backups
 from companion.gradients import widened
 from companion.teams import connect

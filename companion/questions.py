@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from companion import arguments
+from companion.backend import environment
 from companion.gradients import all_finite
 from companion.merging import weighted_mean
 from companion.replicas import gather, replicas_of
@@ -136,7 +137,7 @@ def check_question(
         TypeError: ``model`` is not a ``keras.Model``.
         ValueError: anything else is wrong.
     """
-    arguments.environment()
+    environment()
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a keras.Model. Received: model={model!r}")
     micro_batches = arguments.integer("micro_batches", micro_batches, 1)

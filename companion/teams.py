@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from companion.arguments import environment, number
+from companion.arguments import number
+from companion.backend import environment
 from companion.joining import bounded, place, wait_for_all
 
 

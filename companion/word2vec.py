@@ -14,16 +14,27 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from companion.arguments import choice, environment, integer
+from companion.arguments import choice, integer
+from companion.backend import environment
 from companion.gradients import coalesce, scaled
 from companion.lion import Lion
 from companion.optimizers import SGD, AdamsBashforth2, Momentum, OptimisticSGD
+from companion.schedule_free import ScheduleFreeAdamW
 from companion.word_pairs import read_windows
 from companion.word_pairs import skip_gram_pairs as skip_gram_pairs
 from companion.word_pairs import vocabulary as vocabulary
 from companion.wrapping import CoalesceGradients, wrapped_by
 
-_ADD_UP = (SGD, Momentum, OptimisticSGD, AdamsBashforth2, Lion, keras.optimizers.SGD, keras.optimizers.Lion)
+_ADD_UP = (
+    SGD,
+    Momentum,
+    OptimisticSGD,
+    AdamsBashforth2,
+    Lion,
+    ScheduleFreeAdamW,
+    keras.optimizers.SGD,
+    keras.optimizers.Lion,
+)
 _LEAVE_AS_IS = (CoalesceGradients, keras.optimizers.LossScaleOptimizer)
 
 

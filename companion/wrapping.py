@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from companion.arguments import environment
+from companion.backend import environment
 from companion.gradients import coalesce, with_values
 
 # The arguments of every Keras optimizer; `learning_rate` and `name` aside. Whoever wraps has none of them himself.

@@ -351,7 +351,9 @@ def test_in_parts_and_stopped_and_resumed(make: Callable[..., Any], tmp_path: An
     for parts in (1, 3):
         model = network()
         model.compile(
-            make(0.01, weight_decay=0.1, **({"exclude": ["net/head"]} if make is companion.Muon else {})), LOSS
+            make(0.01, weight_decay=0.1, **({"exclude": ["net/head"]} if make is companion.Muon else {})),
+            LOSS,
+            jit_compile=False,  # to the last bit: XLA rounds differently where sizes of batches are known
         )
         if parts > 1:
             companion.inject(model, parts)

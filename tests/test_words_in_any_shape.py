@@ -16,7 +16,7 @@ import companion
 from companion import word_pairs
 from companion.word2vec import SkipGram, _adds_up
 from companion.word_pairs import skip_gram_pairs, skip_gram_windows, vocabulary
-from companion.wrapping import wrapped_by
+from companion.wrapping import WrappingOptimizer, wrapped_by
 
 BATCH = (np.array([0, 3, 3, 1]), np.array([[1, 2, 2], [0, 2, 1], [1, 1, 1], [4, 0, 2]]))
 
@@ -67,7 +67,7 @@ def test_scaled_loss_makes_the_same_step(name: str) -> None:
 
 # ---- optimizers that add up -----------------------------------------------------------------------------------------
 
-WRAPPERS = companion.InjectedOptimizer, companion.CoalesceGradients, companion.GradientAccumulation
+WRAPPERS = companion.InjectedOptimizer, WrappingOptimizer
 OPTIMIZERS = {
     **{name: rule for name in companion.__all__ if isinstance(rule := getattr(companion, name), type)},
     **{f"keras.{name}": getattr(keras.optimizers, name) for name in ("SGD", "Lion", "Adam", "Adagrad")},
@@ -96,7 +96,7 @@ def test_rows_come_in_parts_only_to_who_adds_them_up(name: str, clip: dict[str, 
     adds_up = np.allclose(*map(moved_by, optimizers, ([3.0, 1.0, -2.0], [2.0])), rtol=1e-9)
     says_so = _adds_up(list(wrapped_by(optimizers[0])))
     assert says_so <= adds_up
-    if not name.startswith("keras."):
+    if not name.startswith("keras.") and name != "Muon":  # which leaves the embeddings named in `exclude` to Adam
         assert says_so == (adds_up and not clip)
 
 

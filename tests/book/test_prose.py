@@ -182,6 +182,7 @@ def test_what_counts_as_held() -> None:
     assert orphans(page) == ["0.68", "66 %", "1.3e-5", "12"]
 
 
+@pytest.mark.usefixtures("dtype_put_back")
 @pytest.mark.parametrize(("chapter", "code", "solution"), EXERCISES)
 def test_solution_is_right_and_skeleton_is_not(chapter: str, code: str, solution: str) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}

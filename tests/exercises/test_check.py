@@ -15,11 +15,11 @@ import companion
 from companion import exercises
 from companion.exercises.answers import number, truth, whole
 
-CHAPTERS = [f"{chapter:02}" for chapter in range(1, 16)]
+CHAPTERS = [f"{chapter:02}" for chapter in range(1, 19)]
 EVERY = {number: check for chapter in CHAPTERS for number, check in exercises.checks_of(chapter).items()}
 
 
-@pytest.mark.parametrize("given", [1.4, 1, None, ..., ["01.4"], b"01.4", "01", "1.4", "01.9", "", ".", "01.4 ", "16.1"])
+@pytest.mark.parametrize("given", [1.4, 1, None, ..., ["01.4"], b"01.4", "01", "1.4", "01.9", "", ".", "01.4 ", "99.1"])
 def test_number_of_no_exercise(given: Any) -> None:
     with pytest.raises(ValueError, match=r"`number` must be that of an exercise, such as '01\.2'\. Received: number="):
         exercises.check(given, 1)
