@@ -8,7 +8,6 @@ where TensorFlow allows a branch that holds what replicas do together; they talk
 import functools
 import itertools
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +21,7 @@ from companion import arguments
 from companion.gradients import all_finite, coalesce
 from companion.replicas import across_replicas, brought_by_one, everywhere, replica_id
 from companion.sums import GradientSums, MicroBatch, Windows, fitting_weight, of_subset
-from companion.wrapping import WrappingOptimizer, averages_of, fitting_gradient, index_in, name_of, wrapped_by
+from companion.wrapping import WrappingOptimizer, averages_of, index_in, wrapped_by
 
 _CHOICES = {
     "normalize": ("mean", "sum", "weight"),
@@ -217,7 +216,8 @@ class GradientAccumulation(WrappingOptimizer):
             weight = None
         grads = list(grads)
         if grads:
-            pairs = self._pairs(grads, trainable_variables)
+            _, given = self._matched(grads, trainable_variables)
+            pairs = {index_in(self, variable): gradient for gradient, variable in given}
             batch = MicroBatch(tuple(sorted(pairs)), tuple(pairs[index] for index in sorted(pairs)), weight)
             known = set(itertools.chain(*self._windows.subsets))
             self._windows.note(batch.subset)
@@ -239,32 +239,6 @@ class GradientAccumulation(WrappingOptimizer):
             yield
         finally:
             weights[replica] = before
-
-    def _pairs(self, gradients: list[Any], variables: Any) -> dict[int, Any]:
-        """Returns the gradients that are not ``None`` by the index of their variable. Builds what is not built."""
-        if variables is None and not self.built:
-            raise ValueError(
-                "The optimizer does not know its variables: give them, or call optimizer.build(variables) first."
-            )
-        variables = list(self._trainable_variables if variables is None else variables)
-        if len(variables) != len(gradients):
-            raise ValueError(
-                f"`grads` must hold a gradient for each variable. Received: {len(gradients)} gradients for "
-                f"{len(variables)} variables"
-            )
-        self.build(variables)
-        pairs, missing = {}, []
-        for gradient, variable in zip(gradients, variables, strict=True):
-            index = index_in(self, variable)
-            if gradient is None:
-                missing.append(name_of(variable))
-            else:
-                pairs[index] = fitting_gradient(gradient, variable)
-        if not pairs:
-            raise ValueError(f"No gradients provided for any variable. Received: grads={gradients}")
-        if missing:
-            warnings.warn(f"Gradients do not exist for variables {missing}; they are left as they are.", stacklevel=3)
-        return pairs
 
     def _micro_step(self, strategy: Any, batch: MicroBatch) -> None:
         """Does one of three things: leaves the micro-batch out, accumulates it, or updates with it."""

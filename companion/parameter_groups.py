@@ -5,7 +5,6 @@ another optimizer, to which the gradients of its group are handed on.
 """
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,8 +15,8 @@ import tensorflow as tf
 
 from companion import arguments
 from companion.agreement import names_of
-from companion.gradients import coalesce, scaled, widened
-from companion.wrapping import CoalesceGradients, WrappingOptimizer, fitting_gradient, index_in, name_of, wrapped_by
+from companion.gradients import coalesce, scaled, square, widened
+from companion.wrapping import CoalesceGradients, WrappingOptimizer, name_of, wrapped_by
 
 _PATHS = 40  # how many an error lists
 
@@ -228,26 +227,7 @@ class ParameterGroups(WrappingOptimizer):
         grads = list(grads)
         if not grads:
             return
-        if trainable_variables is None and not self.built:
-            raise ValueError(
-                "`trainable_variables` must be given to the first `apply`, or to `build` before it. "
-                "Received: trainable_variables=None"
-            )
-        variables = list(self._trainable_variables if trainable_variables is None else trainable_variables)
-        if len(variables) != len(grads):
-            raise ValueError(
-                f"`grads` must hold a gradient for each variable. Received: {len(grads)} gradients for "
-                f"{len(variables)} variables"
-            )
-        self.build(variables)
-        for variable in variables:
-            index_in(self, variable)
-        pairs = list(zip(grads, variables, strict=True))
-        given = [(fitting_gradient(gradient, v), v) for gradient, v in pairs if gradient is not None]
-        if not given:
-            raise ValueError(f"No gradients provided for any variable. Received: grads={grads}")
-        if missing := [name_of(variable) for gradient, variable in pairs if gradient is None]:
-            warnings.warn(f"Gradients do not exist for variables {missing}; they are left as they are.", stacklevel=2)
+        variables, given = self._matched(grads, trainable_variables)
         given = self._clipped([pair for pair in given if self._rule_and_factor(pair[1])[1]])
         with self._all_or_nothing(variables):
             for rule in self._rules:
@@ -276,10 +256,8 @@ class ParameterGroups(WrappingOptimizer):
             return pairs
         bound = self.global_clipnorm * (self.loss_scale_factor or 1.0)
         measured = [widened(coalesce(g)) for g, variable in pairs if not _is_overwritten(variable)]
-        numbers = [gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient for gradient in measured]
-        sums = [tf.reduce_sum(tf.square(values)) for values in numbers]
-        widest = keras.backend.result_type(*(total.dtype.name for total in sums))
-        norm = tf.sqrt(tf.add_n([tf.cast(total, widest) for total in sums]))
+        widest = keras.backend.result_type(*(gradient.dtype.name for gradient in measured))
+        norm = tf.sqrt(tf.add_n([square(gradient, widest, in_xla=False) for gradient in measured]))
         # As in Keras, all gradients are NaN if one is not finite.
         factor = bound * tf.minimum(1.0 / norm, 1.0 / bound) + (norm - norm)
         return [(g if _is_overwritten(variable) else scaled(g, factor), variable) for g, variable in pairs]

@@ -1,5 +1,6 @@
 """What every optimizer that wraps another one hands on to it: what is asked of it, set on it, saved and built."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,11 @@ from companion.gradients import coalesce, with_values
 SETTINGS = (
     *("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema", "ema_momentum", "ema_overwrite_frequency"),
     *("loss_scale_factor", "gradient_accumulation_steps"),
+)
+
+_NO_VARIABLES = (
+    "`trainable_variables` must be given to the first `apply`, or to `build` before it. "
+    "Received: trainable_variables=None"
 )
 
 
@@ -177,6 +183,31 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         own.update(use_ema=False, gradient_accumulation_steps=None)  # or the base class would make slots of its own
         super().build(variables)
         del own["use_ema"], own["gradient_accumulation_steps"]
+
+    def _matched(self, gradients: list[Any], variables: Any) -> tuple[list[Any], list[tuple[Any, Any]]]:
+        """The variables of an ``apply``, and those with a gradient, after it. Builds what is not built.
+
+        Raises:
+            ValueError: there are no variables, or no gradients; they do not match; a variable is unknown.
+        """
+        if variables is None and not self.built:
+            raise ValueError(_NO_VARIABLES)
+        variables = list(self._trainable_variables if variables is None else variables)
+        if len(variables) != len(gradients):
+            raise ValueError(
+                f"`grads` must hold a gradient for each variable. Received: {len(gradients)} gradients for "
+                f"{len(variables)} variables"
+            )
+        self.build(variables)
+        for variable in variables:
+            index_in(self, variable)
+        pairs = list(zip(gradients, variables, strict=True))
+        given = [(fitting_gradient(gradient, v), v) for gradient, v in pairs if gradient is not None]
+        if not given:
+            raise ValueError(f"No gradients provided for any variable. Received: grads={gradients}")
+        if missing := [name_of(variable) for gradient, variable in pairs if gradient is None]:
+            warnings.warn(f"Gradients do not exist for variables {missing}; they are left as they are.", stacklevel=3)
+        return variables, given
 
     @property
     def variables(self) -> list[Any]:
@@ -364,10 +395,7 @@ class CoalesceGradients(WrappingOptimizer):
             trainable_variables = list(trainable_variables)
             self.build(trainable_variables)
         elif not self.built:
-            raise ValueError(
-                "`trainable_variables` must be given to the first `apply`, or to `build` before it. "
-                "Received: trainable_variables=None"
-            )
+            raise ValueError(_NO_VARIABLES)
         grads = [coalesce(gradient) for gradient in grads]
         if self.loss_scale_factor is not None:
             grads = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
