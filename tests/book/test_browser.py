@@ -62,7 +62,7 @@ def visit(browser: Any, address: str) -> Any:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_clean(visit: Any, name: str) -> None:
-    """Loaded once and looked at as a reader may: light, dark as the system turns dark, narrow as on a phone, unfolded."""
+    """Loaded once and looked at as a reader may: light, dark as the system turns dark, narrow as on a phone, opened."""
     page, complaints = visit(name)
     page.add_style_tag(content="* { transition: none !important; }")  # no colour is measured on its way to another
     formulas = page.locator(".math").count()
