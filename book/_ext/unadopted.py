@@ -1,4 +1,4 @@
-"""Leaves out every link to the repository as long as the book has no repository: nobody follows a dead link.
+"""Leaves out every link to the repository as long as the book has no repository, and says what to type instead.
 
 `make adopt REPO=owner/name` gives it one. Until then the owner is the placeholder, which nobody can be.
 """
@@ -8,6 +8,10 @@ from typing import Any
 from docutils import nodes
 
 PLACEHOLDER = "OWNER_NAME"
+NOTE = (
+    f"In the place of {PLACEHOLDER} put the GitHub account that holds the repository: this copy of the book was built "
+    "before it had one. Or, in a folder that holds the repository, type "
+)
 
 
 def _without_buttons(app: Any, config: Any) -> None:
@@ -23,6 +27,10 @@ def _without_links(app: Any, doctree: Any) -> None:
         if PLACEHOLDER in link.get("refuri", ""):
             inside = [child for child in link.children if not isinstance(child, nodes.image)]
             link.parent.replace(link, inside)
+    for block in list(doctree.findall(nodes.literal_block)):
+        if block.get("language") == "bash" and PLACEHOLDER in block.astext():
+            said = [nodes.Text(NOTE), nodes.literal(text="pip install ."), nodes.Text(".")]
+            block.parent.insert(block.parent.index(block) + 1, nodes.paragraph("", "", *said))
 
 
 def setup(app: Any) -> dict[str, bool]:

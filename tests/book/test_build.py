@@ -55,6 +55,12 @@ def test_no_link_is_dead_before_the_book_has_a_repository(site: Any) -> None:
         assert [target for target in targets if PLACEHOLDER in target] == [], page
 
 
+@pytest.mark.skipif(PLACEHOLDER not in address(), reason="the book has a repository")
+@pytest.mark.parametrize("page", ["index", "api"])
+def test_before_that_a_page_says_what_to_type_in_its_place(site: Any, page: str) -> None:
+    assert f"In the place of {PLACEHOLDER} put" in (site / "book" / f"{page}.html").read_text()
+
+
 @once_a_run
 def adopted() -> pathlib.Path:
     """A chapter and the claims, built by the book's own configuration in a copy that has been adopted."""
