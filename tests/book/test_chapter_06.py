@@ -205,7 +205,8 @@ def test_zeros_are_exact_for_one_window(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.claim(
-    "With β⁴ in the place of β, and the same h/(1 − β), the large batch ends as low as versions one and two.",
+    "With the momentum β⁴, and h chosen so that h/(1 − momentum) stays the same, the large batch ends as low as "
+    "versions one and two.",
     chapter="06",
 )
 @pytest.mark.parametrize("power", [4, wrong(1, why="its velocity fades once in a window")])
