@@ -286,7 +286,7 @@ def test_an_epoch_in_which_nothing_is_learned(make: Callable[..., Any], capfd: p
     assert "accumul" not in "".join(capfd.readouterr()).lower()
 
 
-@pytest.mark.claim("A flush is the update of one short batch.", chapter="07")
+@pytest.mark.claim("A flush is the update that one batch of just these parts would have made.", chapter="07")
 @pytest.mark.parametrize("make", [ours(), ours("weight"), wrong(keras_accumulation, why="it has none")])
 def test_a_flush_is_one_short_batch(make: Callable[..., Any]) -> None:
     (window,) = batches(1, 6)
