@@ -81,6 +81,10 @@ WORKLOADS: dict[str, Callable[[], Callable[[], None]]] = {
     "embedding, 8 steps": lambda: training(embedding(), 1024, steps=8),
     "embedding, built-in": lambda: training(embedding(), 1024, steps=8, gradient_accumulation_steps=8),
 }
+TIME = {  # of the same training as the memory, so that one can be weighed against the other
+    "N=8, CNN, time: over the batch of 256 in one piece": ("CNN, N=8", "CNN"),
+    "N=8, dense network, time: over the batch of 256 in one piece": ("dense, N=8", "dense"),
+}
 MEMORY = {
     "N=8, CNN, memory: over the batch of 256 in one piece": ("CNN, N=8", "CNN"),
     "N=16, CNN, memory: over the batch of 256 in one piece": ("CNN, N=16", "CNN"),
@@ -142,5 +146,7 @@ def results() -> Iterator[dict[str, Any]]:
     what = f"inject, N=8, {TABLE}, time"
     yield compare("inject", f"{what}: over 8 steps without accumulation", ours, plain, SLOW_RUNS)
     yield compare("inject", f"{what}: over the built-in, which makes it dense", ours, builtin, SLOW_RUNS)
+    for what, (parts, whole) in TIME.items():
+        yield compare("inject", f"inject, {what}", WORKLOADS[parts](), WORKLOADS[whole](), SLOW_RUNS)
     if CLEAR.exists():  # on Linux
         yield from memory_results()
