@@ -6,6 +6,7 @@ the two is how the program is started, as the file that it names; then it runs i
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -73,6 +74,9 @@ def _run_here(page: pathlib.Path) -> None:
     gc.disable()  # whoever frees the iterator of a distributed data set waits up to a minute for its thread to wake up
     (processor,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+    # Two strategies of one process take each other's collectives for their own, and refuse their shapes.
+    strategy = functools.cache(lambda devices, mirrored=tf.distribute.MirroredStrategy: mirrored(list(devices)))
+    tf.distribute.MirroredStrategy = lambda devices: strategy(tuple(devices))
     printed = []
     for number, program in enumerate(programs(page.read_text())):
         keras.utils.clear_session()

@@ -1,6 +1,7 @@
 """Fills pages of the book: claims from the tests, ratios from the benchmarks, the table of names from docstrings."""
 
 import ast
+import fnmatch
 import importlib
 import inspect
 import json
@@ -70,14 +71,21 @@ def performance_page(
     """A page with the measured ratios in the places of its comments, as charts and Markdown tables.
 
     ``<!-- performance: inject -->`` becomes the results of that name, ``<!-- performance -->`` those that have no other
-    place.
+    place. ``<!-- ratio: SGD, *; Adam, * -->`` becomes the median of what is so called, or the least and the largest.
     """
     results = json.loads(path.read_text())
     named = re.compile("<!-- performance: (.+?) -->")
     others = [row for row in results if row["name"] not in named.findall(page)]
     page = page.replace("<!-- performance -->", _table(others))
     page = page.replace("<!-- vocabulary -->", vocabulary_table())
+    page = re.sub("<!-- ratio: (.+?) -->", lambda match: _medians(results, match[1].split("; ")), page)
     return named.sub(lambda match: _table([row for row in results if row["name"] == match[1]]), page)
+
+
+def _medians(results: list[dict[str, Any]], patterns: list[str]) -> str:
+    called = [row for row in results if any(fnmatch.fnmatchcase(row["what"], pattern) for pattern in patterns)]
+    medians = sorted(f"{row['ratio_median']:.2f}" for row in called)
+    return " to ".join(dict.fromkeys([medians[0], medians[-1]])) if medians else "not measured yet"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -81,6 +81,10 @@ WORKLOADS: dict[str, Callable[[], Callable[[], None]]] = {
     "embedding, 8 steps": lambda: training(embedding(), 1024, steps=8),
     "embedding, built-in": lambda: training(embedding(), 1024, steps=8, gradient_accumulation_steps=8),
 }
+TIME = {  # of the same training as the memory, and with oneDNN, so that one can be weighed against the other
+    "N=8, CNN, time: over the batch of 256 in one piece": ("CNN, N=8", "CNN"),
+    "N=8, dense network, time: over the batch of 256 in one piece": ("dense, N=8", "dense"),
+}
 MEMORY = {
     "N=8, CNN, memory: over the batch of 256 in one piece": ("CNN, N=8", "CNN"),
     "N=16, CNN, memory: over the batch of 256 in one piece": ("CNN, N=16", "CNN"),
@@ -106,7 +110,13 @@ def memory(workload: str) -> int:
     return peak() - built
 
 
-def memory_results() -> Iterator[dict[str, Any]]:
+def time(what: str) -> dict[str, Any]:
+    """The ratio of two workloads' times."""
+    parts, whole = (WORKLOADS[workload]() for workload in TIME[what])
+    return compare("inject", f"inject, {what}", parts, whole, SLOW_RUNS)
+
+
+def results_of_own_processes() -> Iterator[dict[str, Any]]:
     """Each figure is from a process of its own, forked from one that has imported TensorFlow and done nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -115,6 +125,8 @@ def memory_results() -> Iterator[dict[str, Any]]:
         mock.patch.dict(os.environ, TF_ENABLE_ONEDNN_OPTS="1", TF_CPP_MIN_LOG_LEVEL="3"),
         ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool,
     ):
+        for what in TIME:
+            yield pool.submit(time, what).result()
         for _ in range(MEMORY_RUNS):
             for workload in WORKLOADS:
                 figures[workload].append(pool.submit(memory, workload).result())
@@ -143,4 +155,4 @@ def results() -> Iterator[dict[str, Any]]:
     yield compare("inject", f"{what}: over 8 steps without accumulation", ours, plain, SLOW_RUNS)
     yield compare("inject", f"{what}: over the built-in, which makes it dense", ours, builtin, SLOW_RUNS)
     if CLEAR.exists():  # on Linux
-        yield from memory_results()
+        yield from results_of_own_processes()

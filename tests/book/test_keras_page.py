@@ -34,3 +34,23 @@ def test_every_entry_has_a_program_the_right_value_and_a_remedy() -> None:
     for entry in entries:
         assert "**Remedy.**" in entry
         assert len(entry.split("```python\n")[1].split("```")[0].splitlines()) <= 30, entry[:60]
+
+
+def learned(code: str) -> str:
+    """How one learns of a fault, by what its program has to catch."""
+    return "an error" if "except " in code else "a warning" if "catch_warnings" in code else "nothing"
+
+
+def test_table_at_the_top_has_every_entry_once_the_silent_ones_first() -> None:
+    page = PAGE.read_text()
+    rows = re.findall(r"^\| \{ref\}`[^`<]+ <(.+?)>` \| (.+?) \| .+? \| (.+?) \|$", page, re.MULTILINE)
+    labels = re.findall(r"^\((keras-.+)\)=\n## ", page, re.MULTILINE)
+    assert sorted(label for label, _, _ in rows) == sorted(labels)
+    assert len(labels) == len(FAULTS)
+    entries = dict(zip(labels, re.split(r"^## ", page, flags=re.MULTILINE)[1:], strict=True))
+    kinds = [kind for _, kind, _ in rows]
+    assert kinds == sorted(kinds, key=["nothing", "a warning", "an error"].index)
+    for label, kind, remedy in rows:
+        assert kind == learned(entries[label].split("```")[1]), label
+        for name in re.findall("`(.+?)`", remedy):
+            assert name in entries[label].split("**Remedy.**")[1], (label, name)

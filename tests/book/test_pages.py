@@ -1,5 +1,6 @@
 """The pages that are built from the tests: every claim stands in its chapter, every chapter has claims."""
 
+import fnmatch
 import html
 import json
 import math
@@ -67,6 +68,49 @@ def test_performance_page_has_every_result_once(tmp_path: pathlib.Path) -> None:
     places = [filled.index(f"| {result['what']} |") for result in results]
     assert places[1] < filled.index("## Accumulation inside a step") < places[2]
     assert filled.count("**1.00**") == len(results)
+
+
+def test_a_number_in_the_text_is_that_of_the_record(tmp_path: pathlib.Path) -> None:
+    row = {"name": "SGD", "ratio_q1": 1, "ratio_q3": 1, "measured": "a day"}
+    results = [row | {"what": f"SGD, {size}", "ratio_median": median} for size, median in ((1, 0.9), (2, 1.104))]
+    (tmp_path / "performance.json").write_text(json.dumps(results))
+    texts = ("SGD, 2", "SGD, *", "Adam, *; SGD, 1", "Adam, *")
+    page = "; ".join(f"<!-- ratio: {text} -->" for text in texts)
+    assert performance_page(tmp_path / "performance.json", page) == "1.10; 0.90 to 1.10; 0.90; not measured yet"
+
+
+def test_numbers_in_the_text_of_performance_have_a_benchmark() -> None:
+    results = json.loads((ROOT / "book" / "performance.json").read_text())
+    page = (ROOT / "book" / "performance.md").read_text()
+    benchmarks = "".join(path.read_text() for path in (ROOT / "tests" / "benchmarks").glob("bench_*.py"))
+    patterns = [each for text in re.findall("<!-- ratio: (.+?) -->", page) for each in text.split("; ")]
+    assert len(patterns) > 10
+    for pattern in patterns:
+        measured = any(fnmatch.fnmatchcase(row["what"], pattern) for row in results)
+        assert measured or f'"{pattern.removeprefix("inject, ")}":' in benchmarks, pattern
+    assert not re.search(r"\d\.\d", re.sub("<!--.*?-->", "", page)), "a ratio that no record fills in"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "low", "high"),
+    [
+        pytest.param("*–*–*", 0.9, 1.1, id="an update costs what Keras's costs"),
+        pytest.param("inject, N=8, CNN, memory: *", 0, 0.5, id="saves memory where activations fill it"),
+        pytest.param("inject, N=8, dense network, memory: *", 1, 2, id="costs memory where weights do"),
+        pytest.param("GradientAccumulation, *: over the built-in, batch 16", 0.85, 1.15, id="a window costs as much"),
+        pytest.param("*: over the built-in, which makes it dense", 0, 0.7, id="less with a large embedding"),
+        pytest.param("CoalesceGradients, training step, *", 0.95, 1.05, id="nothing that can be seen"),
+        pytest.param("RungeKutta, *", 0.9, 1.1, id="k gradients cost k steps"),
+        pytest.param("*14,400 examples: a gradient in L-BFGS *", 1, 1.2, id="adds little on much data"),
+        pytest.param("*1,440 examples: a gradient in L-BFGS *", 1, 2.3, id="up to as much again on little"),
+        pytest.param("LocalSGD, every *: over every step", 0, 0.7, id="the fewer exchanges, the faster"),
+    ],
+)
+def test_verdicts_of_performance_are_those_of_the_record(pattern: str, low: float, high: float) -> None:
+    results = json.loads((ROOT / "book" / "performance.json").read_text())
+    medians = [row["ratio_median"] for row in results if fnmatch.fnmatchcase(row["what"], pattern)]
+    assert medians
+    assert all(low <= median <= high for median in medians)
 
 
 def test_charts_of_performance_draw_each_result_where_it_belongs() -> None:

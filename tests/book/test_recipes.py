@@ -88,7 +88,8 @@ def test_job_of_slurm_gives_each_process_its_place(tmp_path: pathlib.Path) -> No
 @pytest.mark.slow
 def test_job_of_slurm_trains(tmp_path: pathlib.Path) -> None:
     (train,) = [recipe.code for recipe in RECIPES if recipe.command]
-    assert "2 workers, 6 exchanges: True" in run_job(tmp_path, train)
+    assert "2 workers, 6 exchanges" in (shown := run_job(tmp_path, train))
+    assert "loss below 0.01: True" in shown
 
 
 def test_result_on_the_first_page() -> None:

@@ -1,8 +1,10 @@
 """Every cause on the page of symptoms is real: a test here, or a program of the page on Keras, reproduces it."""
 
 import itertools
+import json
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -38,6 +40,13 @@ SHOWN_ON_THE_PAGE_ON_KERAS = {
     "A step is R times as long as `clipnorm`": "Devices: clipping comes before the sum",
     "`InvalidArgumentError` on the first batch": "Devices: an uneven first batch ends the run",
     "`RuntimeError` about `merge_call`": "Accumulation: not under MirroredStrategy",
+    "On devices, short sentences count too much": "Devices: masks are a mean of means",
+    "`ValueError` about `PerReplica`": "Devices: fit does not run on several machines",
+}
+
+HELD_BY_TESTS_OF_THE_PACKAGE = {
+    "`RuntimeError`: has lost the others in an exchange": "test_local_sgd.py: test_who_does_not_answer_is_noticed",
+    "`RuntimeError`: a worker has ended": "test_agreement.py: test_who_stops_alone_is_named_by_all",
 }
 
 reproduced: dict[str, Callable[..., None]] = {}
@@ -72,9 +81,61 @@ BATCH = np.ones((2, 1)), np.ones((2, 1))
 
 def test_every_symptom_has_a_test_or_a_program() -> None:
     assert len(SYMPTOMS) >= 25
-    assert sorted(SYMPTOMS) == sorted([*reproduced, *SHOWN_ON_THE_PAGE_ON_KERAS])
+    assert sorted(SYMPTOMS) == sorted([*reproduced, *SHOWN_ON_THE_PAGE_ON_KERAS, *HELD_BY_TESTS_OF_THE_PACKAGE])
+    for symptom, test in HELD_BY_TESTS_OF_THE_PACKAGE.items():
+        file, name = test.split(": ")
+        (body,) = re.findall(rf"^def {name}\(.*?(?=^def |\Z)", (ROOT / "tests" / file).read_text(), re.M | re.DOTALL)
+        assert symptom.split(": ")[1].removeprefix("a worker ") in body, symptom
     headings = {program.heading for program in programs((ROOT / "book" / "keras.md").read_text())}
     assert set(SHOWN_ON_THE_PAGE_ON_KERAS.values()) <= headings
+
+
+@reproduces("The loss is NaN")
+def test_one_gradient_that_is_not_finite_is_enough() -> None:
+    x = np.array([[1.0], [np.nan]])
+    for is_watched in (False, True):
+        model = linear(keras.optimizers.SGD(0.1))
+        if is_watched:
+            companion.inject(model, check_finite=True)
+            with pytest.raises(ValueError, match="infinite or NaN at update 1"):
+                model.fit(x, x, verbose=0)
+        else:
+            model.fit(x, x, verbose=0)
+        assert np.isfinite(model.get_weights()[0]).all() == is_watched
+
+
+@reproduces("Out of memory at the batch size you want")
+def test_activations_are_those_of_the_whole_batch_or_of_a_part() -> None:
+    sizes = []
+
+    class Watched(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            sizes.append(x.shape[0])
+            return x
+
+    model = keras.Sequential([keras.Input((1,)), Watched(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    x = np.ones((8, 1))
+    for parts, largest in ((None, 8), (4, 2)):
+        if parts:
+            companion.inject(model, micro_batches=parts)
+        model.train_on_batch(x, x)
+        sizes.clear()  # shapes were found out
+        model.train_on_batch(x, x)
+        assert max(sizes) == largest
+
+
+@reproduces("`ValueError`: each worker must have one device")
+def test_a_process_with_two_devices_is_refused(monkeypatch: Any) -> None:
+    place = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(place))
+    monkeypatch.setattr("companion.teams._teams", [])
+    monkeypatch.setattr("companion.teams._has_run", lambda: False)
+    monkeypatch.setattr("companion.teams.wait_for_all", lambda *_: None)
+    seen = SimpleNamespace(num_replicas_in_sync=4)
+    monkeypatch.setattr("tensorflow.distribute.MultiWorkerMirroredStrategy", lambda **_: seen)
+    with pytest.raises(ValueError, match="Each worker must have one device"):
+        companion.connect()
 
 
 @reproduces("`optimizer.momentum = …` changes nothing after the first `fit`")
@@ -147,7 +208,7 @@ def test_schedule_refuses_to_be_set() -> None:
         optimizer.learning_rate = 0.01
 
 
-@reproduces("The loss explodes at every rate above some value")
+@reproduces("The loss explodes, and at a lower rate it does not")
 def test_limit_of_stability() -> None:
     curvature, ends = 10.0, {}
     for rate in (0.19, 0.21):  # 2/10 is the limit
@@ -164,7 +225,7 @@ def test_nesterov_bears_less() -> None:
     assert ends[0] < 1 < 1000 < ends[1]
 
 
-@reproduces("Training gets ten times as fast when momentum is switched on")
+@reproduces("It explodes, or jumps about, since momentum was switched on")
 def test_momentum_multiplies_the_rate() -> None:
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
     before = stepped(optimizer, lambda _: 1.0, 0.0, 60)
