@@ -508,6 +508,15 @@ def test_one_stops_early(name: str) -> None:
         assert mine["error"].startswith("RuntimeError")
 
 
+@pytest.mark.claim("Then all evaluate the same weights", chapter="15")
+@pytest.mark.parametrize("name", ["stopped together", wrong("validated apart", why="12 steps are no multiple of 7")])
+def test_stopped_together(name: str) -> None:
+    mine, other = result(name)
+    assert mine["error"] == other["error"] == ""
+    assert mine["iterations"] == other["iterations"] == 24
+    np.testing.assert_array_equal(mine["validation"], other["validation"])
+
+
 # ---- sentences: the killed run --------------------------------------------------------------------------------------
 
 
