@@ -145,6 +145,9 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
         fit |= {"x": ((x[i : i + batch], y[i : i + batch]) for i in range(0, len(x), batch))}
     else:
         fit |= {"x": x, "y": y, "batch_size": batch}
+    if scenario.get("validates"):
+        fit["validation_data"] = data()
+        callbacks.insert(0, keras.callbacks.EarlyStopping("val_loss", mode="max"))  # it falls: ends the second epoch
     error = None
     try:
         for _ in range(2 if scenario.get("again") else 1):
@@ -164,6 +167,7 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
         "bytes": local.bytes,
         "slots": flat([variable.numpy() for variable in optimizer.variables[2:]]),
         "iterations": int(optimizer.iterations),
+        "validation": np.array(model.history.history["val_loss"] if scenario.get("validates") else []),
         "counters": [local._step, local._step_of_last_exchange],
     }
 

@@ -383,7 +383,8 @@ def devices() -> dict[str, Any]:
 
 
 @pytest.mark.claim(
-    "On several devices, stock `fit` raises an error if the first batch of a data set does not divide evenly.",
+    "On several devices, stock `fit` raises an error if the first batch of a data set does not divide evenly among "
+    "them.",
     chapter="14",
 )
 @pytest.mark.parametrize("case", ["2 7", "3 10", wrong("2 8", why="divides evenly")])

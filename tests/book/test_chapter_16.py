@@ -188,8 +188,8 @@ def test_five_rounds() -> None:
 
 
 @pytest.mark.claim(
-    '(Keras\'s looks for the word "embedding" in the path; a layer called `tokens` has none. And it leaves out every '
-    "kernel of a convolution.)",
+    "only for weights with two axes (no convolutions); float64 raises an error; spots embeddings only by the word "
+    '"embedding" in their path',
     chapter="16",
 )
 def test_which_weights_kerass_muon_takes() -> None:
@@ -216,7 +216,8 @@ def test_training_with_and_without_the_callback() -> None:
 
 
 @pytest.mark.claim(
-    "In `companion.ScheduleFreeAdamW` the decay is inside, and nothing decays twice.",
+    "In `companion.ScheduleFreeAdamW` the decay is inside, and that of the base class is off, so that nothing decays "
+    "twice.",
     chapter="16",
 )
 def test_decay_is_inside_and_once() -> None:

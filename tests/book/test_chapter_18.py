@@ -1,6 +1,7 @@
 """Chapter 18: the data under its figures, computed once more in NumPy, and the tests that hold its sentences."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,7 +139,12 @@ def test_every_run_is_drawn_in_both_figures() -> None:
 # ---- sentences ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.claim("Eight of the ten begin within an eighth of the healthy run's loss", chapter="18")
+@pytest.mark.claim(
+    "Eight of the ten begin at a loss that differs by less than an eighth from the healthy run's.", chapter="18"
+)
+@pytest.mark.claim(
+    "Seven of the ten end close to $\\ln 10$, 2.3, the loss of a network that knows nothing.", chapter="18"
+)
 def test_the_losses_begin_alike() -> None:
     healthy, *others = (drawn(0, 0, label) for label in RUNS)
     assert sum(abs(run[0] / healthy[0] - 1) < 1 / 8 for run in others) == 8
@@ -155,6 +161,19 @@ def test_how_far_steps_go() -> None:
     decay = drawn(1, 1, "decay too strong")[2:]
     assert (np.diff(decay) > 0).all()
     assert decay[-1] > 5 * drawn(1, 1, "healthy").max()
+
+
+@pytest.mark.claim("the cell above needs fewer than ten.", chapter="18")
+@pytest.mark.parametrize("products", [9, wrong(3, why="it has to look for the direction")])
+def test_how_many_products_sharpness_asks_for(products: int) -> None:
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((64,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(10, "softmax")]
+    model = keras.Sequential(layers)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        companion.sharpness(model, X, Y, tolerance=1e-3, max_products=products)
+    assert not any("sharpness has found" in str(each.message) for each in said)
 
 
 @pytest.mark.claim(

@@ -60,6 +60,8 @@ PLAIN: list[dict[str, Any]] = [
     both("unbuilt", 2, local={"every": 3}, unbuilt=True),
     both("no multiple", 2, local={"every": 4}, compile={"steps_per_execution": 3}),
     both("stopped early", 2, local={"every": 3}, **{"stop at": [5, None]}),
+    both("stopped together", 2, local={"every": 3}, validates=True, epochs=3),
+    both("validated apart", 2, local={"every": 7}, validates=True, epochs=3),
 ]
 THREE: list[dict[str, Any]] = [
     both("three, every step", 3, local={"every": 1}, batch=4),
