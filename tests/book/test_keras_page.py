@@ -38,19 +38,22 @@ def test_every_entry_has_a_program_the_right_value_and_a_remedy() -> None:
 
 def learned(code: str) -> str:
     """How one learns of a fault, by what its program has to catch."""
-    return "an error" if "except " in code else "a warning" if "catch_warnings" in code else "nothing"
+    return "An error" if "except " in code else "A warning" if "catch_warnings" in code else "Nothing"
 
 
-def test_table_at_the_top_has_every_entry_once_the_silent_ones_first() -> None:
+def test_tables_at_the_top_have_every_entry_once_the_silent_ones_first() -> None:
     page = PAGE.read_text()
-    rows = re.findall(r"^\| \{ref\}`[^`<]+ <(.+?)>` \| (.+?) \| .+? \| (.+?) \|$", page, re.MULTILINE)
     labels = re.findall(r"^\((keras-.+)\)=\n## ", page, re.MULTILINE)
-    assert sorted(label for label, _, _ in rows) == sorted(labels)
     assert len(labels) == len(FAULTS)
-    entries = dict(zip(labels, re.split(r"^## ", page, flags=re.MULTILINE)[1:], strict=True))
-    kinds = [kind for _, kind, _ in rows]
-    assert kinds == sorted(kinds, key=["nothing", "a warning", "an error"].index)
-    for label, kind, remedy in rows:
-        assert kind == learned(entries[label].split("```")[1]), label
-        for name in re.findall("`(.+?)`", remedy):
-            assert name in entries[label].split("**Remedy.**")[1], (label, name)
+    top, *sections = re.split(r"^## ", page, flags=re.MULTILINE)
+    entries = dict(zip(labels, sections, strict=True))
+    tables = re.split(r"^\*\*(Nothing|A warning|An error)\b.*:\*\*$", top, flags=re.MULTILINE)[1:]
+    assert tables[::2] == ["Nothing", "A warning", "An error"]
+    seen = []
+    for kind, table in zip(tables[::2], tables[1::2], strict=True):
+        for label, remedy in re.findall(r"^\| \{ref\}`[^`<]+ <(.+?)>` \| .+? \| (.+?) \|$", table, re.MULTILINE):
+            seen.append(label)
+            assert kind == learned(entries[label].split("```")[1]), label
+            for name in re.findall("`(.+?)`", remedy):
+                assert name in entries[label].split("**Remedy.**")[1], (label, name)
+    assert sorted(seen) == sorted(labels)
