@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 12: a rate between two budgets, a game's limit, a tableau, a choice."""
+"""Checks for the exercises of chapter 12: a rate between two budgets, a game's limit, a damping, a choice."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import numpy as np
 
 from companion import gradient_flow
 from companion.exercises.answers import not_a_choice, number, takes
+from companion.runge_kutta import RungeKuttaChebyshev
 
-_CURVATURES = np.geomspace(1, 100, 400)
+_CURVATURES, _STEEPER = np.geomspace(1, 100, 400), np.geomspace(1, 1000, 2000)
 _BEST_OF_EULER = 99 / 101
 _CHOICE = {"A": "momentum", "B": "chebyshev", "C": "extragradient", "D": "rk4"}
 
@@ -44,7 +45,7 @@ def _largest_stable(answer: Any) -> str | None:
     try:
         found = [answer(float(damping), float(frequency)) for damping, frequency in cases]
     except ZeroDivisionError:
-        return "it divides by zero for a game without damping, or without frequency. Solve |1 + hλ|² = 1 for h."
+        return "it divides by zero for a game without damping, or without frequency. Solve |1 + h(−a + iω)|² = 1 for h."
     if any(value is ... for value in found):
         return "`largest_stable` still returns `...`."
     if any(value is None for value in found):
@@ -55,13 +56,13 @@ def _largest_stable(answer: Any) -> str | None:
     if np.allclose(values, 2 * damping / size, rtol=1e-3, atol=1e-3):
         return None
     if np.allclose(values, 2 / np.sqrt(size), rtol=1e-3):
-        return "that is 2 over the modulus of λ, right only without a rotation. Solve |1 + hλ|² = 1."
+        return "that is 2 over the modulus of −a + iω, right only without a rotation. Solve |1 + h(−a + iω)|² = 1."
     if np.allclose(values, damping / size, rtol=1e-3, atol=1e-3):
         return "that is where it shrinks fastest. The limit is further out."
     if values[3] > 1e-3:
         return "without damping every step leads outwards, however short: the limit is 0 there."
     return (
-        f"for damping 0.1 and frequency 1 you give {values[0]:.4g}. |1 + hλ|² = (1 − h·damping)² + (h·frequency)² "
+        f"for damping 0.1 and frequency 1 you give {values[0]:.4g}. The square (1 − h·damping)² + (h·frequency)² "
         "must not exceed 1."
     )
 
@@ -69,20 +70,24 @@ def _largest_stable(answer: Any) -> str | None:
 # ---- 3 --------------------------------------------------------------------------------------------------------------
 
 
-def _method(answer: Any) -> str | None:
-    if not isinstance(answer, gradient_flow.ButcherTableau):
-        return "give a `gradient_flow.ButcherTableau`."
-    if len(answer.stages()) > 2:
-        return f"it asks for {len(answer.stages())} gradients a step. Two are allowed."
-    limit = gradient_flow.stability_limit(answer)
-    if limit >= 7.5:
+def _optimizer(answer: Any) -> str | None:
+    if not isinstance(answer, RungeKuttaChebyshev):
+        return "give a `companion.RungeKuttaChebyshev`, with its learning rate, stages and damping."
+    if answer.stages != 10:
+        return f"it asks for {answer.stages} gradients a step. Ten are asked for: stages=10."
+    rate, damping = float(answer.learning_rate), answer.damping
+    factors = np.abs(gradient_flow.stability_polynomial(gradient_flow.chebyshev(10, damping))(-rate * _STEEPER))
+    worst = factors.max()
+    if worst <= 0.84:
         return None
-    c = float(answer.b[1] * answer.a[1][0]) if len(answer.b) > 1 else 0.0
-    if c == 0:
-        return f"stable to {limit:.3g}. Its polynomial is 1 + z: the second gradient does not bend it. b₂ a₂₁ is 0."
-    if c < 1 / 8:
-        return f"stable to {limit:.3g}. With c = {c:.4g} the parabola dips below −1 before it turns: a larger c."
-    return f"stable to {limit:.3g}. With c = {c:.4g} the parabola returns to 1 at z = −1/c: a smaller c."
+    said = f"one step leaves {worst:.4g} of the distance along some direction. "
+    if factors[-1] > 0.9999 * worst and factors[-1] > 0.95:
+        return f"{said}It is the steepest: a shorter step, a little below the limit of stability over 1000."
+    if damping < 0.17:
+        return f"{said}With a damping of {damping:g} the method stays too near ±1: more damping."
+    if damping > 0.25:
+        return f"{said}A damping of {damping:g} makes the stable range, and so the step, too short: less damping."
+    return f"{said}It is the flattest: a longer step, nearly the limit of stability over 1000."
 
 
 # ---- 4 --------------------------------------------------------------------------------------------------------------
@@ -102,4 +107,4 @@ def _which(answer: Any) -> str | None:
     return next((hints[key] for key, right in _CHOICE.items() if answer[key] != right), None)
 
 
-CHECKS = {"12.1": _rate, "12.2": _largest_stable, "12.3": _method, "12.4": _which}
+CHECKS = {"12.1": _rate, "12.2": _largest_stable, "12.3": _optimizer, "12.4": _which}

@@ -271,6 +271,18 @@ def test_momentum_is_first_order(beta_of: Callable[[float], float], nesterov: bo
     assert np.polyfit(np.log(ticks), np.log(errors), 1)[0] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.claim("With `KeptFriction` the ball stays the same.", chapter="11")
+@pytest.mark.parametrize("name", ["KeptFriction", wrong("Momentum", why="β stays, or v is that of the old tick")])
+def test_kept_friction_is_one_ball(name: str) -> None:
+    """Where the learning rate falls to a quarter after two units of time."""
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([19], [0.01, 0.0025])
+    options = {} if name == "KeptFriction" else {"momentum": 0.9}
+    kind = companion.Momentum if name == "Momentum" else class_of_chapter(name)
+    theta, _ = walk(kind(schedule, **options), identity, 1.0, 100)
+    times = np.concatenate([0.1 * np.arange(21), 2 + 0.05 * np.arange(1, 81)])
+    assert np.abs(theta[:, 0] - ball(1.0, times)[0]).max() < 0.05
+
+
 @pytest.mark.claim(
     "With its two lines swapped, momentum is Euler's method for position and velocity, and spirals outwards where "
     "momentum spirals in.",
@@ -303,7 +315,7 @@ def test_momentum_swings_up_to_two(limit: float) -> None:
     assert round(np.sqrt(8), 2) == 2.83
 
 
-@pytest.mark.claim("Inside the V every curvature shrinks by the same factor, √β", chapter="11")
+@pytest.mark.claim("Inside the V the distance along every curvature shrinks by the same factor, √β", chapter="11")
 @pytest.mark.parametrize("make", [companion.Momentum, keras.optimizers.SGD])
 @pytest.mark.parametrize("overshoot", [1.0, wrong(1.1, why="it sticks out of the V")])
 def test_one_factor_inside_the_v(make: Callable[..., Any], overshoot: float) -> None:

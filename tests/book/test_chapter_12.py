@@ -488,8 +488,8 @@ def accuracy(batch: int, name: str) -> np.ndarray:
 
 
 @pytest.mark.claim(
-    "At batches of 8 and the same number of steps, RK4 reads more test images than Adam on average, and in "
-    "three splits of five; given the same number of gradients, Adam reads more in all five.",
+    "At batches of 8 and the same number of steps, RK4 is right on more test images than Adam on average, and in "
+    "three splits of five; Adam with 4 × the steps, as many gradients, is right on more than RK4 in all five.",
     chapter="12",
 )
 def test_runge_kutta_against_adam() -> None:

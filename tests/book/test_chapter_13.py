@@ -274,7 +274,7 @@ def test_the_first_correction_of_heun(method: str) -> None:
 
 
 @pytest.mark.claim(
-    "The better the integrator, the less it adds to the loss; and what Heun adds is, in general, not even the gradient "
+    "The better the integrator, the less it adds to the flow; and what Heun adds is, in general, not even the gradient "
     "of a loss.",
     chapter="13",
 )
