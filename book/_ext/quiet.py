@@ -1,7 +1,7 @@
 """Imports the package before its documentation is read, without what TensorFlow writes about the machine.
 
 TensorFlow writes to the process's standard error before it has a level of logging to obey. The import is done once,
-only where a page needs it, and what was written is shown if it fails.
+only where a page is read anew, and what was written is shown if it fails.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def quiet() -> Iterator[None]:
 
 
 def _import_the_package(app: Any, env: Any, docnames: list[str]) -> None:
-    if "book/api" in docnames:
+    if docnames:
         with quiet():
             import tensorflow as tf
 
