@@ -190,7 +190,7 @@ def test_what_uneven_shares_are_worth(shares: tuple[int, int], worth: str) -> No
 
 
 @pytest.mark.claim(
-    "The vote does not know how long a gradient is: a device can lie about the direction of a coordinate, and about "
+    "The vote does not know how long a gradient is: a device can lie about the sign of a coordinate, and about "
     "nothing else.",
     chapter="14",
 )
@@ -416,7 +416,11 @@ def test_any_number_of_devices(count: Any) -> None:
     assert found < 1e-10
 
 
-@pytest.mark.claim("Equal shares, no masks, no clipping: stock `fit` under `MirroredStrategy` is exact.", chapter="14")
+@pytest.mark.claim(
+    "Stock `fit` under `MirroredStrategy` is exact if every device's loss is divided by the same number (equal shares, "
+    "no masks) and nothing is clipped.",
+    chapter="14",
+)
 @pytest.mark.parametrize("sizes", ["even", wrong("uneven", why="mean of means")])
 def test_keras_is_exact_on_equal_shares(sizes: str) -> None:
     assert devices()[f"Keras, {sizes}"] < 1e-10

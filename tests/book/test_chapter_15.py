@@ -388,7 +388,7 @@ def test_ring(workers: int, way: str) -> None:
 # ---- sentences: what workers do, in the processes of tests/test_local_sgd.py ----------------------------------------
 
 
-@pytest.mark.claim("Exchanges and bytes fall by exactly k.", chapter="15")
+@pytest.mark.claim("Exchanges and bytes fall to exactly a k-th.", chapter="15")
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_exchanges_and_bytes(k: int) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])

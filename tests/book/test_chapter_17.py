@@ -236,7 +236,8 @@ def _rate(layer: Any) -> dict[str, float]:
 
 
 @pytest.mark.claim(
-    "Where labels are wrong, SAM finds weights that generalise better here; where they are right, it changes little.",
+    "Where labels are wrong, SAM with ρ = 1 finds weights that generalise better here; where they are right, it "
+    "changes little.",
     chapter="17",
 )
 def test_the_table_of_sam() -> None:

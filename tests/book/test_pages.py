@@ -66,7 +66,7 @@ def test_performance_page_has_every_result_once(tmp_path: pathlib.Path) -> None:
     filled = performance_page(tmp_path / "performance.json", page)
     assert "<!--" not in filled
     places = [filled.index(f"| {result['what']} |") for result in results]
-    assert places[1] < filled.index("## Accumulation inside a step") < places[2]
+    assert places[1] < filled.index("## A batch in parts") < places[2]
     assert filled.count("**1.00**") == len(results)
 
 

@@ -24,7 +24,7 @@ SHOWN_ON_THE_PAGE_ON_KERAS = {
     "The loss jumps when training goes on": "load_weights before build drops the optimizer's memory",
     "A resumed run with dropout is another run": "No file holds the state of dropout",
     "The resumed run ends at once with `OSError`": "A backup is rewritten in place",
-    "`MultiOptimizer` starts without memory": "MultiOptimizer loses its rules when it is loaded",
+    "`MultiOptimizer` starts without memory": "MultiOptimizer loses rules that name a whole path when it is loaded",
     "Optimizer state is gone after switching accumulation on": "Switching accumulation on or off drops the memory, too",
     "The schedule runs out N times too early": "Accumulation: the schedule counts micro-batches",
     "A small last batch counts too much": "Accumulation: a mean of means",
@@ -32,12 +32,12 @@ SHOWN_ON_THE_PAGE_ON_KERAS = {
     "A sum loss learns N times too slowly": "Accumulation: a sum is divided",
     "Weights move between two updates": "Accumulation: constraints run between updates",
     "In bfloat16, long windows learn too slowly": "Accumulation: sums in bfloat16 stop growing",
-    "Frequent words move too far": "Embeddings: Adam takes repeated ids one by one",
+    "Frequent words move too far": "Embeddings: Adam and its kin take repeated ids one by one",
     "In float64 only eight digits agree": "Hyperparameters go through float32",
     "A constraint is broken after `fit` with `use_ema`": "The moving average is taken before the constraint",
     "A schedule-free model evaluates worse than it should": "ScheduleFreeAdamW gives no access to its answer",
     "The last batch of an epoch pulls too hard": "Devices: a ragged batch is a mean of means",
-    "A step is R times as long as `clipnorm`": "Devices: clipping comes before the sum",
+    "A step is up to R times as long as `clipnorm`": "Devices: clipping comes before the sum",
     "`InvalidArgumentError` on the first batch": "Devices: an uneven first batch ends the run",
     "`RuntimeError` about `merge_call`": "Accumulation: not under MirroredStrategy",
     "On devices, short sentences count too much": "Devices: masks are a mean of means",
@@ -45,6 +45,8 @@ SHOWN_ON_THE_PAGE_ON_KERAS = {
 }
 
 HELD_BY_TESTS_OF_THE_PACKAGE = {
+    "`RuntimeError`: did not come": "test_joining.py: test_who_does_not_come_is_named",
+    "`RuntimeError`: cannot open its port": "test_joining.py: test_a_taken_port_is_said",
     "`RuntimeError`: has lost the others in an exchange": "test_local_sgd.py: test_who_does_not_answer_is_noticed",
     "`RuntimeError`: a worker has ended": "test_agreement.py: test_who_stops_alone_is_named_by_all",
 }
@@ -248,7 +250,7 @@ def test_jumps_from_side_to_side() -> None:
     assert abs(stepped(keras.optimizers.SGD(1.0), slope, hovering, 20)) < 1e-3
 
 
-@reproduces("A game runs in growing circles")
+@reproduces("Two losses that pull against each other (a GAN) circle outwards")
 def test_rotation() -> None:
     radii = []
     for optimizer in (keras.optimizers.SGD(0.3), companion.OptimisticSGD(0.3)):
