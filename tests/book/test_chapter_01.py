@@ -236,7 +236,9 @@ class Restless(companion.SGD):
 
 
 @pytest.mark.claim(
-    "Given the same gradients, an optimizer makes the same steps: it has nothing else to go by.", chapter="01"
+    "Given the same start and the same gradients, an optimizer makes the same steps: of the loss, it has nothing else "
+    "to go by.",
+    chapter="01",
 )
 @pytest.mark.parametrize(
     "optimizer_class",
@@ -408,11 +410,11 @@ class Halving(keras.optimizers.schedules.LearningRateSchedule):
 
 
 @pytest.mark.claim(
-    "A schedule is a function of the update's number: Keras evaluates it at `optimizer.iterations`, once for each "
-    "update.",
+    "A schedule is a function of the update's number: without accumulation, Keras evaluates it at "
+    "`optimizer.iterations`, once for each update.",
     chapter="01",
 )
-@pytest.mark.claim("The count comes last, so the first update has number zero.", chapter="01")
+@pytest.mark.claim("The count comes after the rule, so the first update has number zero.", chapter="01")
 @pytest.mark.parametrize("late", [0, pytest.param(1, marks=pytest.mark.xfail(strict=True))])
 @pytest.mark.parametrize("optimizer_class", [companion.SGD, keras.optimizers.SGD])
 def test_schedule_is_read_before_the_count(optimizer_class: type, late: int) -> None:
@@ -423,7 +425,7 @@ def test_schedule_is_read_before_the_count(optimizer_class: type, late: int) -> 
 
 
 @pytest.mark.claim(
-    "The first update of a warm-up from zero changes nothing: its number is zero, and so is its learning rate.",
+    "The first update of a warm-up from zero moves no weight: its number is zero, and so is its learning rate.",
     chapter="01",
 )
 @pytest.mark.parametrize("initial", [0.0, pytest.param(0.1, marks=pytest.mark.xfail(strict=True))])

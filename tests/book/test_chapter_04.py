@@ -191,7 +191,8 @@ def test_first_step_is_too_short(make: Callable[[float], Any]) -> None:
 
 
 @pytest.mark.claim(
-    "Gradient descent only adds, so for it a row that repeats in a batch is as good as the sum of its occurrences.",
+    "Gradient descent only adds, so it makes the same step from rows that repeat in a batch as from one row with their "
+    "sum.",
     chapter="04",
 )
 @pytest.mark.parametrize("make", [keras.optimizers.SGD, companion.SGD, wrong(keras.optimizers.Adam, why="it squares")])

@@ -68,7 +68,7 @@ def test_no_published_write_waits(variant: str, variables: str, momentum: float)
     assert not any("due" in upstream(graph, name) for name in writes(graph))
 
 
-@pytest.mark.claim("The published weight moves at every step.", chapter="05")
+@pytest.mark.claim("From the second step on, the published weight moves at every step.", chapter="05")
 def test_published_moves_at_every_step() -> None:
     for steps, variables in itertools.product((2, 3, 5), ("ref", "resource")):
         weights = [s.parameter for s in legacy.trace_soft_batch(GRADIENTS, steps, 1.0, "published", variables)]
@@ -100,8 +100,8 @@ def test_what_is_made_outside_a_branch_runs_anyway(condition: bool) -> None:
     "variant",
     ["ordered", pytest.param("as meant", marks=pytest.mark.xfail(strict=True, reason="this one does what was meant"))],
 )
-@pytest.mark.claim("The first update of the soft batch, at step one, applies an empty sum.", chapter="05")
-@pytest.mark.claim("The last complete window of the soft batch is never applied", chapter="05")
+@pytest.mark.claim("The first update of the ordered plan, at step one, applies an empty sum.", chapter="05")
+@pytest.mark.claim("The last complete window of the ordered plan is never applied", chapter="05")
 def test_off_by_one(variant: str) -> None:
     if variant == "ordered":
         weights = [-s.parameter for s in legacy.trace_soft_batch(GRADIENTS, 3, 3.0, "ordered")]
@@ -181,7 +181,7 @@ def test_what_a_branch_holds() -> None:
 
 @pytest.mark.parametrize("in_function", [False, True])
 @pytest.mark.parametrize("optimizer_class", [keras.optimizers.SGD, companion.SGD])
-@pytest.mark.claim("On the digits, Keras's `gradient_accumulation_steps` does what was meant.", chapter="05")
+@pytest.mark.claim("On the powers of ten, Keras's `gradient_accumulation_steps` does what was meant.", chapter="05")
 def test_the_built_in_shows_the_right_digits(optimizer_class: type, in_function: bool) -> None:
     optimizer = optimizer_class(learning_rate=3.0, gradient_accumulation_steps=3)
     weight, found = keras.Variable(0.0, dtype="float64"), []

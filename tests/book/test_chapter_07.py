@@ -302,7 +302,8 @@ def test_a_flush_is_one_short_batch(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.claim(
-    "With equal parts and a constant rate Keras is exact, and it clips where it should, on the mean of the window.",
+    "With equal parts, a constant rate and nothing else of the table Keras is exact, and it clips where it should, on "
+    "the mean of the window.",
     chapter="07",
 )
 @pytest.mark.parametrize("clip", [{}, {"clipnorm": 0.3}, {"global_clipnorm": 0.3}, {"clipvalue": 0.1}])

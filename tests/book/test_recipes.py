@@ -96,11 +96,13 @@ def test_result_on_the_first_page() -> None:
     shown = re.findall(r"\| (.+?) \| \**(\d\.\d)\** \|$", (ROOT / "book" / "index.md").read_text(), re.MULTILINE)
     x, y = np.ones((4, 1)), np.array([[0.0], [0.0], [0.0], [4.0]])
     found = []
-    for batch_size, steps, parts in ((3, 2, 0), (4, None, 0), (4, None, 2)):
+    sgd = keras.optimizers.SGD
+    weighed = companion.GradientAccumulation(sgd(0.5), 2, normalize="weight")
+    for batch_size, optimizer in ((3, sgd(0.5, gradient_accumulation_steps=2)), (4, sgd(0.5)), (3, weighed)):
         model = keras.Sequential([keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
-        model.compile(keras.optimizers.SGD(0.5, gradient_accumulation_steps=steps), "mse")
-        if parts:
-            companion.inject(model, parts)
+        model.compile(optimizer, "mse")
+        if optimizer is weighed:
+            companion.inject(model)
         model.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0)
         found.append(f"{float(model.get_weights()[0][0, 0]):.1f}")
     assert [number for _, number in shown] == found
