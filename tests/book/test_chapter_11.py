@@ -284,8 +284,8 @@ def test_kept_friction_is_one_ball(name: str) -> None:
 
 
 @pytest.mark.claim(
-    "With its two lines swapped, momentum is Euler's method for position and velocity, and spirals outwards where "
-    "momentum spirals in.",
+    "With its two lines swapped, momentum is Euler's method for position and velocity, and once hλ > 1 − β it spirals "
+    "outwards where momentum spirals in.",
     chapter="11",
 )
 @pytest.mark.parametrize("name", ["Swapped", wrong("Momentum", why="the new velocity moves the weight")])
@@ -300,6 +300,8 @@ def test_swapped_lines_are_euler(name: str) -> None:
         position, velocity = position + 0.25 * velocity, velocity + 0.25 * (-0.125 * velocity - position)
     momentum, _ = walk(companion.Momentum(h, momentum=beta), identity, 1.0, 60)
     assert np.abs(momentum[40:]).max() < 0.6 < 2 < np.abs(theta[40:]).max()
+    settles, _ = walk(kind(0.01, momentum=0.9), identity, 1.0, 80)  # hλ is a tenth of 1 − β
+    assert np.abs(settles[60:]).max() < 0.1
 
 
 @pytest.mark.claim("One gradient buys momentum a limit of 2; RK4 needs four for 2.83.", chapter="11")

@@ -189,7 +189,8 @@ def test_sharpness_at_equal_loss(name: str, h: float, weight: float, seed: int) 
 
 
 @pytest.mark.claim(
-    "As long as hλ is below 2 at the start, the learning rate hardly changes the sharpness at which this network ends.",
+    "As long as hλ is below 2 at the start, the learning rate hardly changes the sharpness with which this network "
+    "reaches a loss of 0.04.",
     chapter="13",
 )
 @pytest.mark.parametrize(
