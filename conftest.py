@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from typing import Any
 
@@ -27,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares the environment, what the processes of this run share, the random examples, and nbval."""
     prepare_environment()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, by children too
     if "COMPANION_TESTS_SHARE" not in os.environ:
         os.environ["COMPANION_TESTS_SHARE"] = shared = tempfile.mkdtemp(prefix="companion-tests-")
         config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))

@@ -19,7 +19,7 @@ SETTINGS = (
 )
 
 _NO_VARIABLES = (
-    "`trainable_variables` must be given to the first `apply`, or to `build` before it. "
+    "`trainable_variables` must be given to the first `apply`, or to `optimizer.build` before it. "
     "Received: trainable_variables=None"
 )
 

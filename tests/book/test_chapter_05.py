@@ -211,12 +211,12 @@ def test_grids_of_used_gradients() -> None:
     # The path in the figure is the most frequent one of the record: θ ← θ − (h / N) (g of now + g of before).
     weights = np.cumsum(GRADIENTS) + np.cumsum([0, *GRADIENTS[:-1]])
     assert [weight for weight, _ in recorded("published", "ref", 1)["trajectories"][0]] == weights.tolist()
-    late, meant_again = map(points, figure_data("05")[3])
+    late, meant_again = map(points, figure_data("05")[2])
     assert meant_again == windows
     assert late == {(gradient, step + 1) for gradient, step in windows if step < 9}
 
 
-@pytest.mark.parametrize(("place", "variant"), [(1, "published"), (2, "masked")])
+@pytest.mark.parametrize(("place", "variant"), [(1, "published"), (3, "masked")])
 def test_drawn_edges_are_those_of_the_graph(place: int, variant: str) -> None:
     (axes,) = figure_data("05")[place]
     drawn, true = drawn_and_true_edges(axes, variant)
