@@ -85,7 +85,7 @@ def performance_page(
 def _medians(results: list[dict[str, Any]], patterns: list[str]) -> str:
     called = [row for row in results if any(fnmatch.fnmatchcase(row["what"], pattern) for pattern in patterns)]
     medians = sorted(f"{row['ratio_median']:.2f}" for row in called)
-    return " to ".join(dict.fromkeys([medians[0], medians[-1]])) if medians else "not measured yet"
+    return "–".join(dict.fromkeys([medians[0], medians[-1]])) if medians else "not measured yet"
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
