@@ -283,7 +283,7 @@ def test_random_models_and_batches(
     width: int, rows: int, layers: Any, loss: Any, reduction: str, optimizer: str, weighted: bool, seed: int
 ) -> None:
     def run(prepare: Callable[[Any], Any]) -> tuple[Any, Any]:
-        keras.backend.clear_session()
+        keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(seed)
         made = [RANDOM_LAYERS[layer]() for layer in layers]
         model = keras.Sequential([keras.Input((width,)), *made, keras.layers.Dense(3, RANDOM_LOSSES[loss][1])])

@@ -40,7 +40,7 @@ CASES: dict[str, Callable[[], Case]] = {}
 def case(function: Callable[[], Case]) -> Callable[[], Case]:
     def make() -> Case:
         if not tf.distribute.has_strategy():
-            keras.backend.clear_session()
+            keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(7)
         return function()
 
