@@ -81,19 +81,30 @@ _COMMENT_OR_QUOTED = re.compile(rf"(?s:/\*.*?\*/)|(?:^|(?<=\s))//\s[^\n]*|{_QUOT
 # What needs no space beside it, in a script and in a style sheet; "- -" and "+ +" keep one. `const` is for people, too.
 _SPACES = {
     ".js": [
-        (r"\s*([,;:{}()\[\]=<>?!|&*/])\s*", r"\1"),
+        (r"\s*([,;:{}()\[\]=<>?!|&*/%])\s*", r"\1"),
         (r"(?<![+-])\s*([+-])\s*(?![+-])", r"\1"),
         (r"\s+", " "),
         (r" (?=\.\w)", ""),
         (r"\bconst\b", "let"),
-        (r"(?<=[(,=:?])\((\w+)\)(?==>)", r"\1"),
+        (r"(?<=[(,=:?>])\((\w+)\)(?==>)", r"\1"),
     ],
     ".css": [(r"\s*([{};,])\s*", r"\1"), (r":\s+", ":"), (r"\s+", " ")],
 }
+_DECLARED_TWICE = re.compile(rf"(?<=[;{{}}])(let\b(?:{_QUOTED.pattern}|\{{[^;{{}}\"`]*\}}|[^;{{}}\"`])*);let ?")
+_COMPUTED = re.compile(r"\$\{([^}]*)\}")
+
+
+def _private(script: str) -> list[str]:
+    """The names that a script declares and has nowhere else: not as a property, a method, or a word in quotes."""
+    words = " ".join(_COMPUTED.sub(" ", found[0]) for found in _QUOTED.finditer(script))
+    code = _QUOTED.sub(lambda found: " ".join(_COMPUTED.findall(found[0])), script)
+    public = r"(?<!\.\.)\.{0}\b|\b{0}:|[{{,]\s*{0}\s*[,}}=]|[;{{}}]\s*{0}\("
+    declared = dict.fromkeys(re.findall(r"\b(?:const|let|function) ([A-Za-z]\w\w+)", code))
+    return [it for it in declared if not re.search(rf"\b{it}\b", words) and not re.search(public.format(it), code)]
 
 
 def compact(text: str, kind: str) -> str:
-    """A script or a style sheet without comments, and without the spaces that only people need.
+    """A script or a style sheet without comments, the spaces that only people need, and its long names for itself.
 
     Args:
         text: as this project formats it: with all semicolons, comments behind a space, and quotes that end on their
@@ -107,12 +118,17 @@ def compact(text: str, kind: str) -> str:
         ValueError: a template in quotes holds another.
     """
     text = _COMMENT_OR_QUOTED.sub(lambda found: found[1] or "", text)
+    for place, name in enumerate(_private(text) if kind == ".js" else []):
+        text = re.sub(rf"\b{name}\b", f"_{place}", text)
     parts = _QUOTED.split(text)
     if kind == ".js" and any("${" in part for part in parts[::2]):
         raise ValueError("A template in quotes holds another: give it a name.")
     for before, after in (*_SPACES[kind], (r"[;,](?=[})\]])", ""), (r"(?<![\w.])0(?=\.\d)", "")):
         parts[::2] = [re.sub(before, after, part) for part in parts[::2]]
-    return "".join(parts)
+    text, found = "".join(parts), kind == ".js"
+    while found:  # `let a=1;let b=2;` is `let a=1,b=2;`
+        text, found = _DECLARED_TWICE.subn(r"\1,", text)
+    return text
 
 
 def _compact(app: Any, exception: Exception | None) -> None:

@@ -467,6 +467,11 @@ def test_text_sets_explorers_of_its_page(chapter: str) -> None:
 def test_compact_changes_nothing_that_a_browser_reads() -> None:
     source = 'const a = [1, "b  //  c"]; // why\nreturn (x) => a - -x + `${a ? "(x) =>" : 0.5} : ${x}`;\n'
     assert compact(source, ".js") == 'let a=[1,"b  //  c"];return(x)=>a- -x+`${a ? "(x) =>" : 0.5} : ${x}`;'
+    source = "{\n  const own = 1;\n  const key = { own: own, set };\n  const { put } = key;\n  let it = key.all;\n"
+    source += '  const [set, all, word, far] = "word";\n  let near = far;\n  function long() {}\n}\n'
+    short = '{let own=1,key={own:own,set},{put}=key,it=key.all,[set,all,word,far]="word",_1=far;function _2(){}}'
+    assert compact(source, ".js").strip() == short.replace("key", "_0")
+    assert compact(compact(source, ".js"), ".js") == compact(source, ".js")  # a page that is built again
     assert compact(".a > :not(.b) { top: 0.5rem; }\n", ".css") == ".a > :not(.b){top:.5rem}"
     with pytest.raises(ValueError, match="holds another"):
         compact("const a = `${b ? `c : ${d}` : e}`;", ".js")
