@@ -190,6 +190,9 @@ def stability(state: dict[str, Any], result: Any) -> None:
     found = complex(*result["factor"])
     assert abs(found - end) <= 1e-9 * max(1, abs(end))  # other orders of operations
     assert result["limit"] == pytest.approx(limit(method), abs=1e-8)  # both are bisections
+    ray = z if z else complex(-1)  # the longest step the way of this one neither grows nor shrinks
+    ray *= result["longest"] / abs(ray)
+    assert abs(gradient_flow.integrate(lambda theta: -ray * theta, 1 + 0j, 1.0, 1, method)[-1]) == pytest.approx(1)
 
 
 @functools.cache
@@ -408,19 +411,46 @@ def test_a_made_up_address_does_no_harm(visit: Any, address: str) -> None:
     assert complaints == []
 
 
-def test_a_pointer_drags_the_bar(visit: Any, address: str) -> None:
+def test_a_pointer_drags_the_handle_that_it_grabs(visit: Any, address: str) -> None:
     page, _ = visit(f"{address}/notebooks/{PAGES['ravine']}.html")
-    drawing = page.locator(".explorer svg").first
-    drawing.scroll_into_view_if_needed()
-    box = drawing.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
-    higher = shown(page)[0]["beta"]
-    page.mouse.up()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.7)
-    assert higher == pytest.approx(0.55, abs=0.02)  # the axis is that of the root
-    assert shown(page)[0]["beta"] == higher
+    page.locator(".explorer svg").first.scroll_into_view_if_needed()
+
+    def drag(handle: int, off: int, across: int, up: int) -> dict[str, Any]:
+        """Grabs so far beside the left or the right end of the bar, and returns the state after a drag."""
+        box = page.locator(".explorer svg circle.end").nth(handle).bounding_box()
+        x, y = box["x"] + box["width"] / 2 + off, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + across, y - up)
+        page.mouse.up()
+        page.mouse.move(x, y)  # nobody holds it any more
+        return shown(page)[0]
+
+    assert drag(0, 30, 0, 0)["h"] == 0.075  # no jump, wherever it is grabbed
+    state = drag(1, -30, 0, 40)
+    assert state["h"] == 0.075
+    assert state["beta"] > 0.6
+    assert drag(1, 4, -20, 0)["h"] == pytest.approx(0.06, abs=0.006)  # the axis is that of the root
+    assert drag(0, 0, 10, 0)["h"] > 0.07
+    assert page.evaluate("getSelection().toString()") == ""
+
+
+def test_another_unit_keeps_the_step(visit: Any, address: str) -> None:
+    page, _ = visit(f"{address}/notebooks/{PAGES['stability']}.html")
+    before = shown(page)
+    for label, x in {"one gradient": 0.375, "one step": 1.5}.items():
+        page.get_by_label(label, exact=True).focus()
+        page.keyboard.press("Space")
+        assert shown(page)[0]["x"] == x
+        assert shown(page)[1] == before[1]
+
+
+def test_captions_stay_below_explorers(visit: Any, address: str) -> None:
+    page, _ = visit(f"{address}/notebooks/{PAGES['drift']}.html")
+    caption = page.locator("[data-explorer] figcaption").bounding_box()
+    frame = page.locator(".explorer").bounding_box()
+    assert caption["y"] >= frame["y"] + frame["height"]
+    assert not page.locator("[data-explorer] svg.drawing").is_visible()
 
 
 def test_colours_are_those_of_the_figures() -> None:

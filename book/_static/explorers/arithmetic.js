@@ -2,7 +2,7 @@
 // page are those of the package. tests/book/test_explorers.py compares them. Nothing in this file knows of the page.
 {
   /** Explicit Runge–Kutta methods, as in companion.gradient_flow.TABLEAUX, without stages that no step needs. */
-  const TABLEAUX = {
+  const METHODS = {
     euler: { a: [[]], b: [1] },
     heun: { a: [[], [1]], b: [1 / 2, 1 / 2] },
     extragradient: { a: [[], [1]], b: [0, 1] },
@@ -86,7 +86,7 @@
   }
 
   // The coefficients of R(z) = 1 + Σ zᵏ b Aᵏ⁻¹ 1, what one step of a tableau multiplies a mode by.
-  for (const method of Object.values(TABLEAUX)) {
+  for (const method of Object.values(METHODS)) {
     const times = (weights, vector) => weights.reduce((sum, weight, j) => sum + weight * vector[j], 0);
     method.coefficients = [1];
     let vector = method.b.map(() => 1);
@@ -114,9 +114,9 @@
   /** How many gradients a step costs. */
   const gradients = (method) => (method.recurrence ?? method.b).length;
 
-  /** How far hλ may go on the real axis before a mode grows. */
-  function limit(method) {
-    const grows = (distance) => Math.abs(factor(method, -distance, 0)[0]) > 1 + 1e-11;
+  /** How far z may go before a mode grows: down the real axis, or along (-x, y). */
+  function limit(method, x = 1, y = 0) {
+    const grows = (distance) => Math.hypot(...factor(method, -distance * x, distance * y)) > 1 + 1e-11;
     const stride = 0.02 * gradients(method); // the factor's waves are much longer
     let stable = 0;
     while (!grows(stable + stride)) stable += stride;
@@ -135,7 +135,7 @@
   }
 
   globalThis.explorers = {
-    TABLEAUX,
+    TABLEAUX: METHODS,
     integrate,
     momentum,
     radius,

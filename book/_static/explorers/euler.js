@@ -1,6 +1,6 @@
 // Chapter 08: Euler's polygon in a valley, at any learning rate, beside the exact path of the flow.
 {
-  const { TABLEAUX, integrate, round, digits, Plot, define } = globalThis.explorers;
+  const { TABLEAUX, integrate, round, digits, Plot, define } = explorers;
   const CURVATURE = [1, 10]; // along the valley, across it
   const START = [3, 1];
   const TIME = 2;
@@ -29,7 +29,7 @@
     plot.write("minimum", "flow middle", 0, -0.22);
     plot.write("start", "quiet middle", 3.05, 1.13);
     plot.write("the exact path", "flow", 1.25, -0.22);
-    plot.write("Euler’s steps", "sgd", 2.3, -1.3);
+    const name = plot.write("Euler’s steps", "sgd end");
     panel.pictures.append(plot.svg);
 
     return ({ h }) => {
@@ -37,7 +37,8 @@
       const path = integrate(([x, y]) => [CURVATURE[0] * x, CURVATURE[1] * y], START, h, steps, TABLEAUX.euler);
       trail(path);
       const across = 1 - h * CURVATURE[1];
-      let words = "the steps are so short that the polygon hides the exact path.";
+      plot.move(name, ...(across > -0.5 ? [2.45, 0.55] : [3.25, -1.4]));
+      let words = "the steps are so short that the polygon lies on the exact path.";
       if (across < 0.75) words = "it cuts the corner, because it trusts each slope for too long.";
       if (across < 1e-9) words = "one step to the floor, then along it.";
       if (across < -1e-9) words = "it overshoots the floor, and lands closer than before.";

@@ -106,23 +106,33 @@
       set(element, { cx, cy, rx: this.X(x + rx) - cx, ry: cy - this.Y(y + ry) });
     }
 
-    /** Calls back with a place, in data, while a pointer drags. Every drag has a slider, too. */
-    drag(moved) {
+    /**
+     * Calls back while a pointer drags: the handle nearest to where it began follows it, from where the handle was.
+     * `handles` returns their places; `moved` gets the new place, in data, and which handle. Every drag has a slider, too.
+     */
+    drag(handles, moved) {
+      let grabbed = {};
       const value = ({ range, scale = (v) => v, inverse = (v) => v }, share) => {
         const [low, high] = range.map(scale);
         return inverse(low + Math.max(0, Math.min(1, share)) * (high - low));
       };
-      const follow = (event) => {
-        if (!event.buttons) return;
-        const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.svg.getScreenCTM().inverse());
-        const [x, y] = [(at.x - this.left) / (this.right - this.left), (this.bottom - at.y) / (this.bottom - this.top)];
-        moved(value(this.x, x), value(this.y, y));
-      };
+      const place = (event) =>
+        new DOMPoint(event.clientX, event.clientY).matrixTransform(this.svg.getScreenCTM().inverse());
       this.svg.classList.add("drags");
-      this.svg.addEventListener("pointermove", follow);
+      this.svg.addEventListener("pointermove", (event) => {
+        if (!this.svg.hasPointerCapture(event.pointerId)) return;
+        const { x, y } = place(event);
+        moved(
+          value(this.x, (x + grabbed.x - this.left) / (this.right - this.left)),
+          value(this.y, (this.bottom - y - grabbed.y) / (this.bottom - this.top)),
+          grabbed.i,
+        );
+      });
       this.svg.addEventListener("pointerdown", (event) => {
         this.svg.setPointerCapture(event.pointerId);
-        follow(event);
+        const at = place(event);
+        const all = handles().map(([x, y], i) => ({ x: this.X(x) - at.x, y: this.Y(y) - at.y, i }));
+        grabbed = all.sort((p, q) => Math.hypot(p.x, p.y) - Math.hypot(q.x, q.y))[0];
       });
     }
   }
@@ -131,7 +141,7 @@
   class Explorer extends HTMLElement {
     connectedCallback() {
       if (this.state) return;
-      const { heading, start, build } = this.constructor;
+      const { heading, start, build } = this.parts;
       this.start = { ...start, ...JSON.parse(this.dataset.start || "{}") };
       this.state = { ...this.start };
       this.controls = {};
@@ -142,11 +152,16 @@
         "div",
         { class: "head" },
         html("strong", {}, heading),
-        this.button("Reset", () => this.start),
+        this.button("Reset", () => {
+          this.forget?.();
+          return this.start;
+        }),
       );
       const frame = html("div", { class: "explorer", role: "group", "aria-label": `Explorer: ${heading}` }, head);
       frame.append(this.form, this.pictures, this.says);
-      this.append(frame);
+      // In the figure, above its caption; or below all of it.
+      if (this.dataset.figure) this.append(frame);
+      else this.firstElementChild.prepend(frame);
       this.room = Math.max(300, Math.min(640, this.pictures.clientWidth)); // the width of one plot alone
       this.show = build(this);
       this.classList.add("is-live");
@@ -186,6 +201,11 @@
       this.result = result;
       if (this.says.textContent !== sentence) this.says.textContent = sentence;
       for (const control of Object.values(this.controls)) control();
+    }
+
+    /** Says how to read the pictures. */
+    note(words) {
+      this.pictures.after(html("p", { class: "note" }, words));
     }
 
     button(words, settings) {
@@ -239,12 +259,10 @@
     customElements.define(
       `${name}-explorer`,
       class extends Explorer {
-        static heading = heading;
-        static start = start;
-        static build = build;
+        parts = { heading, start, build };
       },
     );
   }
 
-  Object.assign(globalThis.explorers, { set, svg, html, digits, Plot, define });
+  Object.assign(explorers, { set, svg, html, digits, Plot, define });
 }

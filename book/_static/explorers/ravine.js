@@ -1,7 +1,7 @@
 // Chapters 03 and 11: momentum in a ravine. On the map of what a step multiplies by, the loss is a bar from its flattest
 // to its steepest curvature; beside it is the path.
 {
-  const { momentum, radius, set, digits, Plot, define } = globalThis.explorers;
+  const { momentum, radius, set, digits, Plot, define } = explorers;
   const START = [10, 1.5];
   const STEPS = 500; // as far as anybody counts
   const DRAWN = 101; // points
@@ -48,8 +48,11 @@
     map.write("creeps", "white middle", 0.04, 0.14);
     const [swings, grows] = [map.write("swings", "black middle"), map.write("grows", "flow middle")];
     const images = {};
-    map.drag((hLambda, beta) => {
-      const h = Math.max(0.0005, hLambda / panel.state.kappa);
+    let spread = [];
+    const handles = () => spread.map((hLambda) => [hLambda, panel.state.beta]);
+    map.drag(handles, (hLambda, beta, i) => {
+      const { kappa } = panel.state;
+      const h = Math.max(0.0005, Math.min(END / kappa, i ? hLambda / kappa : hLambda));
       panel.change({ h: +h.toPrecision(3), beta: Math.min(0.99, Math.round(100 * beta) / 100) });
     });
 
@@ -62,6 +65,9 @@
     const trail = plot.trail("small momentum");
     const begin = plot.write("start", "quiet middle");
     panel.pictures.append(map.svg, plot.svg);
+    panel.note(
+      "Left: what a step multiplies the distance by, at curvature λ. Light is fast, dark is slow; outside the colours it grows. The bar is this ravine, from curvature 1 along the floor to κ across it. In the V steps swing; left of it they creep.",
+    );
 
     function draw(h, beta, kappa, nesterov) {
       images[nesterov] ??= picture(nesterov);
@@ -74,10 +80,10 @@
         [END, 1],
       ];
       set(arms, { d: map.through(nesterov ? [[1, 1], ...curved] : straight) });
-      const spread = [h, Math.min(kappa * h, END)];
-      set(bar, { d: map.through(spread.map((hLambda) => [hLambda, beta])) });
+      spread = [h, Math.min(kappa * h, END)];
+      set(bar, { d: map.through(handles()) });
       for (const i of [0, 1]) map.move(ends[i], spread[i], beta);
-      map.move(swings, nesterov ? 0.58 : 1, 0.62);
+      map.move(swings, nesterov ? 0.64 : 1, 0.25);
       map.move(grows, nesterov ? 2.6 : 3.3, nesterov ? 0.45 : 0.1);
     }
 
@@ -104,12 +110,15 @@
       const floor = until((point) => Math.abs(point[1]) <= 0.05);
       const factors = [h, kappa * h].map((hLambda) => radius(hLambda, beta, nesterov));
       const [along, across] = factors.map((size) => digits(size, 3));
-      let sentence = `It grows: across the floor a step multiplies by ${across} in the long run. The bar sticks out of the map.`;
+      let sentence = `It grows: across the floor a step multiplies by ${across} in the long run. The bar sticks out of the colours.`;
       if (Math.max(...factors) < 1) {
-        const arrived = thousandth === null ? `not within ${STEPS} steps` : `after ${thousandth} steps, for good`;
+        const arrived =
+          thousandth === null
+            ? `not down to a thousandth within ${STEPS} steps`
+            : `down to a thousandth after ${thousandth} steps, for good`;
         const slower = factors[0] > factors[1] ? "the floor is" : "the walls are";
         const which = along === across ? "neither direction is slower" : `${slower} the slower part`;
-        sentence = `The loss is down to a thousandth ${arrived}. A step multiplies by ${along} along the floor and ${across} across it, in the long run: ${which}.`;
+        sentence = `The loss is ${arrived}. A step multiplies by ${along} along the floor and ${across} across it, in the long run: ${which}.`;
       }
       return [{ thousandth, floor, factors, path }, sentence];
     };

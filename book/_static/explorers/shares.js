@@ -1,6 +1,6 @@
 // Chapters 06, 07 and 14: parts of different sizes, of examples, words or samples. Who counts for how much?
 {
-  const { svg, digits, fraction, Plot, define } = globalThis.explorers;
+  const { svg, digits, fraction, Plot, define } = explorers;
   const COLOURS = ["sgd", "heun", "rk4", "momentum", "adaptive"];
   const KINDS = {
     parts: ["part", "example", "one large batch", 1],
@@ -80,7 +80,7 @@
       const times = `${fraction(large, small)} times as much`;
       return [
         result,
-        `In ${part} ${few + 1} each ${unit} counts for ${shares[few]}, in ${part} ${many + 1} for ${shares[many]}: ${times} in the smaller company. In one batch each counts for ${fraction(1, total)}.${missing}`,
+        `In ${part} ${few + 1} each ${unit} counts for ${shares[few]}, in ${part} ${many + 1} for ${shares[many]}: ${times} where there are fewer. In one batch each counts for ${fraction(1, total)}.${missing}`,
       ];
     };
   }

@@ -1,14 +1,14 @@
 // Chapters 10 and 12: how far may a step go? On the real axis (a way downhill) and in the plane (where the weights also
 // circle), for each method of the book, for one step or for one gradient.
 {
-  const { TABLEAUX, chebyshev, factor, gradients, limit, set, digits, Plot, define } = globalThis.explorers;
+  const { TABLEAUX, chebyshev, factor, gradients, limit, set, digits, Plot, define } = explorers;
   const NAMES = {
     euler: "Euler",
     heun: "Heun",
     kutta3: "Kutta 3",
     rk4: "RK4",
     rk45: "RK45",
-    extragradient: "extragradient",
+    extragradient: "Extragradient",
     chebyshev: "Chebyshev",
   };
   const LOOKS = {
@@ -62,9 +62,13 @@
   function build(panel) {
     panel.choice("method", "Method", NAMES);
     const stages = panel.slider("stages", "stages", { min: 2, max: 20, step: 1 });
-    const downhill = panel.slider("x", "downhill, hλ", { min: 0, max: 1000 }, 2);
-    const rotation = panel.slider("y", "rotation, hω", { min: 0, max: 4, step: 0.01 }, 2);
-    panel.choice("per", "Counted for", { step: "one step", gradient: "one gradient" });
+    const downhill = panel.slider("x", "", { min: 0, max: 1000 }, 2);
+    const rotation = panel.slider("y", "", { min: 0, max: 4, step: 0.01 }, 2);
+    panel.choice("per", "Counted for", { step: "one step", gradient: "one gradient" }, (per) => {
+      const { method, stages: s, x, y, per: before } = panel.state; // it stays the same step
+      const times = per === before ? 1 : gradients(of(method, s)) ** (per === "step" ? 1 : -1);
+      return { per, x: x * times, y: y * times };
+    });
     panel.choice("view", "Look at", { axis: "downhill only", plane: "downhill and rotation" });
 
     const none = { range: [0, 4], ticks: [], label: "" };
@@ -76,80 +80,92 @@
       curve.add("circle", "end", { r: 6 }),
     ];
     const plane = new Plot("Where steps are stable, over hλ and hω", none, none);
-    const regions = METHODS.map(() => plane.add("path", ""));
+    const ray = plane.add("path", "line thin dotted ink");
+    const regions = METHODS.map((name) => [plane.add("path", ""), plane.write("", `middle ${LOOKS[name]}`)]);
     const here = plane.add("circle", "end", { r: 6 });
     const rows = { range: [0, 7], ticks: METHODS.map((name, i) => [6.5 - i, NAMES[name]]), label: "" };
     const bars = new Plot("The limit of hλ for each method", none, rows, { left: 92 });
-    const reaches = METHODS.map((name) => [
-      bars.add("rect", `piece ${LOOKS[name]}`, { height: 18 }),
-      bars.write("", ""),
-    ]);
+    const pieces = METHODS.map(() => bars.add("rect", "", { height: 18 }));
     const mark = bars.add("path", "line thin ink");
+    const names = METHODS.map(() => bars.write("", ""));
+    panel.note("A pale bar, or a step outside its curve: there the distance grows.");
 
     const known = new Map();
     const once = (key, compute) => known.get(key) ?? known.set(key, compute()).get(key);
     const of = (name, s) => (name === "chebyshev" ? once(s, () => chebyshev(s)) : TABLEAUX[name]);
-    const reach = (method) => once(method, () => limit(method));
+    const reach = (method, x, y) => (y ? limit(method, x, y) : once(method, () => limit(method)));
     const fine = (end) => (end > 40 ? 1 : end > 6 ? 0.1 : 0.01); // the step of the slider
-    const near = (x) => +(Math.round(Math.max(0, x) / fine(plane.x.range[1])) * fine(plane.x.range[1])).toFixed(2);
-    for (const plot of [curve, bars]) plot.drag((x) => panel.change({ x: near(x) }));
-    plane.drag((x, y) => panel.change({ x: near(x), y: Math.round(100 * y) / 100 }));
+    let [end, height] = [4, 0]; // of the axis, of the handle
+    const near = (x) => +(Math.round(Math.max(0, x) / fine(end)) * fine(end)).toFixed(2);
+    const handles = () => [[panel.state.x, height]];
+    curve.drag(handles, (x) => panel.change({ x: near(x) }));
+    plane.drag(handles, (x, y) => panel.change({ x: near(x), y: Math.round(100 * y) / 100 }));
 
-    function showCurve(axis, name, method, cost, size) {
-      const end = axis.range[1];
+    function showCurve(axis, name, method, share) {
       curve.axes(axis, factors);
       set(band, { d: `M${curve.left} ${curve.Y(1)}H${curve.right}V${curve.Y(-1)}H${curve.left}z` });
       const points = Array.from({ length: 241 }, (_, i) => [
         (end * i) / 240,
-        factor(method, (-cost * end * i) / 240, 0)[0],
+        factor(method, (-share * end * i) / 240, 0)[0],
       ]);
       set(line, { class: `line ${LOOKS[name]}`, d: curve.through(points) });
-      curve.move(point, panel.state.x, Math.max(-1.6, Math.min(1.6, size)));
+      curve.move(point, panel.state.x, height);
     }
 
     function showPlane(axis, name, { stages: s, per, x, y }) {
-      const [end, top] = [axis.range[1], per === "gradient" ? 1.6 : 4];
-      plane.axes(
-        { ...axis, range: [-0.15 * end, end] },
-        { range: [0, top], ticks: ticks(top), label: `hω of one ${per}` },
-      );
+      const [right, top] = [-0.15 * end, per === "gradient" ? 1.6 : 4];
+      plane.axes({ ...axis, range: [end, right] }, { range: [0, top], ticks: ticks(top), label: `hω of one ${per}` });
+      set(ray, {
+        d: plane.through([
+          [0, 0],
+          [9 * x, 9 * y],
+        ]),
+      });
       for (const [i, other] of METHODS.entries()) {
         const shown = name !== "chebyshev" ? other !== "chebyshev" : ["euler", "rk45", name].includes(other);
         const method = of(other, s);
         const cost = per === "gradient" ? gradients(method) : 1;
         const size = (x, y) => Math.hypot(...factor(method, -cost * x, cost * y));
-        const draw = () =>
-          contour(size, -0.15 * end, end, top)
-            .map((piece) => plane.through(piece))
-            .join("");
-        const d = shown ? once([other, other === "chebyshev" && s, end, per].join(), draw) : "";
-        set(regions[i], { class: `line ${other === name ? "" : "thin faint"} ${LOOKS[other]}`, d });
+        const draw = () => {
+          const pieces = contour(size, right, end, top);
+          const highest = pieces.flat().reduce((p, q) => (q[1] > p[1] ? q : p), [0, 0]);
+          return [pieces.map((piece) => plane.through(piece)).join(""), highest];
+        };
+        const key = [other, other === "chebyshev" && s, end, per].join();
+        const [d, at] = shown ? once(key, draw) : ["", [0, 0]];
+        const [region, words] = regions[i];
+        set(region, { class: `line ${other === name ? "" : "thin faint"} ${LOOKS[other]}`, d });
+        plane.move(words, at[0], at[1] - 0.07 * top);
+        const crowded = per === "gradient" && other !== "euler" && other !== name;
+        words.textContent = d && !crowded ? NAMES[other] : "";
       }
       plane.move(here, x, y);
     }
 
-    function showBars(axis, { stages: s, per, x }) {
-      bars.axes({ ...axis, range: [0, axis.range[1]] }, rows);
+    function showBars(axis, { stages: s, per, x, y }) {
+      const far = Math.hypot(x, y);
+      bars.axes(axis, rows);
       for (const [i, name] of METHODS.entries()) {
         const method = of(name, s);
-        const value = reach(method) / (per === "gradient" ? gradients(method) : 1);
-        const [end, top] = [Math.min(bars.X(value), bars.right), bars.Y(6.5 - i)];
-        const inside = end > 300;
-        const [rect, words] = reaches[i];
-        set(rect, {
+        const cost = per === "gradient" ? gradients(method) : 1;
+        const value = reach(method, x / far, y / far) / cost;
+        const [right, top] = [Math.min(bars.X(value), bars.right), bars.Y(6.5 - i)];
+        const inside = right > 300;
+        const grows = Math.hypot(...factor(method, -cost * x, cost * y)) > 1 + 1e-11;
+        set(pieces[i], {
           x: bars.left,
           y: top - 9,
-          width: end - bars.left,
-          class: `piece ${LOOKS[name]} ${value < x ? "faint" : ""}`,
+          width: right - bars.left,
+          class: `piece ${LOOKS[name]} ${grows ? "faint" : ""}`,
         });
-        set(words, {
-          x: inside ? end - 6 : end + 5,
+        set(names[i], {
+          x: inside ? right - 6 : right + 5,
           y: top + 4.5,
           class: `label ${inside ? "onto end" : LOOKS[name]}`,
         });
-        words.textContent = digits(value, value < 20 ? 2 : 0);
+        names[i].textContent = digits(value, value < 20 ? 2 : 0) + (value > end ? " →" : "");
       }
-      set(mark, { d: `M${bars.X(x)} ${bars.top}V${bars.bottom}` });
+      set(mark, { d: `M${bars.X(far)} ${bars.top}V${bars.bottom}` });
     }
 
     return (state) => {
@@ -157,27 +173,33 @@
       const method = of(name, state.stages);
       const [cost, farthest] = [gradients(method), reach(method)];
       const share = per === "gradient" ? cost : 1;
-      const longest = Math.max(per === "gradient" ? 2.6 : 4, (1.2 * farthest) / share);
-      const end = longest > 6 ? Math.ceil(longest) : longest;
+      end = Math.max(per === "gradient" ? 2.6 : 4, (1.2 * farthest) / share);
+      if (end > 6) end = Math.ceil(end);
       state.x = Math.min(state.x, end);
+      state.y = Math.min(state.y, 4);
       const flat = view === "axis";
+      const [x, y] = [state.x, flat ? 0 : state.y];
       stages.hidden = name !== "chebyshev";
       rotation.hidden = flat;
       downhill.range({ max: end, step: fine(end) });
-      const value = factor(method, -share * state.x, flat ? 0 : share * state.y);
+      downhill.firstChild.textContent = `downhill, hλ a ${per}`;
+      rotation.firstChild.textContent = `rotation, hω a ${per}`;
+      const value = factor(method, -share * x, share * y);
       const size = Math.hypot(...value);
+      height = flat ? Math.max(-1.6, Math.min(1.6, value[0])) : y;
       const axis = { range: [0, end], ticks: ticks(end), label: `hλ of one ${per}` };
-      plane.x = axis;
-      if (flat) showCurve(axis, name, method, share, value[0]);
+      if (flat) showCurve(axis, name, method, share);
       else showPlane(axis, name, state);
-      showBars(axis, state);
+      showBars(flat ? axis : { ...axis, label: `along the dotted line, of one ${per}` }, { ...state, y });
       panel.pictures.replaceChildren((flat ? curve : plane).svg, bars.svg);
+      const longest = y ? reach(method, x / Math.hypot(x, y), y / Math.hypot(x, y)) : farthest;
       const who = name === "chebyshev" ? `Chebyshev with ${cost} stages` : NAMES[name];
-      const bill = cost > 1 ? `, ${digits(size ** (1 / cost), 3)} for each of its ${cost} gradients` : "";
+      const bears = flat ? `${who} bears hλ =` : `Along the dotted line ${who} bears`;
+      const bill = cost > 1 ? `, by ${digits(size ** (1 / cost), 3)} for each of its ${cost} gradients` : "";
       const verdict = size > 1 + 1e-11 ? "grows" : size < 1 - 1e-11 ? "shrinks" : "stays";
       return [
-        { cost, limit: farthest, factor: value },
-        `${who} bears hλ = ${digits(farthest, 2)} a step, ${digits(farthest / cost, 2)} a gradient. Here a step multiplies by ${digits(size, 3)}${bill}: the distance ${verdict}.`,
+        { cost, limit: farthest, longest, factor: value },
+        `${bears} ${digits(longest, 2)} a step, ${digits(longest / cost, 2)} a gradient. Here a step multiplies by ${digits(size, 3)}${bill}: the distance ${verdict}.`,
       ];
     };
   }

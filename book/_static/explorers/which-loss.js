@@ -1,7 +1,7 @@
 // Chapter 13: from any start and at any learning rate, Euler's points between the flow of L and the flow of the modified
 // loss, in the smallest deep network: L(a, b) = (y − ab)²/2.
 {
-  const { TABLEAUX, integrate, round, set, digits, Plot, define } = globalThis.explorers;
+  const { TABLEAUX, integrate, round, set, digits, Plot, define } = explorers;
   const TARGET = 0.6;
   const TIME = 8;
   const FINE = 0.01; // the step of the flows: so short that they are flows
@@ -36,13 +36,13 @@
     };
     for (const away of [0.2, 0.63, 1.4, 2.4, 4, 5.6, 7.5, 9.4])
       plot.add("path", "contour", { d: hyperbola(TARGET + away) });
-    plot.add("path", "line thin dotted quiet", {
+    plot.add("path", "line thin quiet", {
       d: plot.through([
         [0, 0],
         [3.8, 3.8],
       ]),
     });
-    plot.add("path", "line quiet", { d: hyperbola(TARGET) });
+    plot.add("path", "line dotted quiet", { d: hyperbola(TARGET) });
     const [flow, bent] = ["flow", "dashed adaptive"].map((look) => plot.add("path", `line ${look}`));
     const trail = plot.trail("sgd");
     const handle = plot.add("circle", "end", { r: 7 });
@@ -53,17 +53,20 @@
     plot.write("flow of L + (h/4)‖∇L‖²", "adaptive end", 3.3, 1.55);
     plot.write("gradient descent", "sgd end", 3.3, 1.35);
     const near = (value, low, high) => Math.round(20 * Math.max(low, Math.min(high, value))) / 20;
-    plot.drag((a, b) => panel.change({ a: near(a, 0, 3.2), b: near(b, 0.2, 3.6) }));
+    const handles = () => [[panel.state.a, panel.state.b]];
+    plot.drag(handles, (a, b) => panel.change({ a: near(a, 0, 3.2), b: near(b, 0.2, 3.6) }));
     panel.pictures.append(plot.svg);
     let exact = {}; // the flow of L, which does not depend on h
 
     return ({ h, a, b }) => {
-      const fine = (field) => integrate(field, [a, b], FINE, TIME / FINE, TABLEAUX.rk4);
+      const fine = (field, h = FINE, time = TIME) => integrate(field, [a, b], h, time / h, TABLEAUX.rk4);
       if (exact.key !== `${a} ${b}`) exact = { key: `${a} ${b}`, path: fine(gradient) };
       const paths = [integrate(gradient, [a, b], h, round(TIME / h), TABLEAUX.euler), exact.path, fine(modified(h))];
-      const some = (path) => plot.through(path.filter((_, i) => i % 8 === 0));
-      set(flow, { d: some(paths[1]) });
-      set(bent, { d: some(paths[2]) });
+      // As a curve: with more points where it is fast.
+      const curve = (field, path) =>
+        plot.through([...fine(field, FINE / 10, 0.1), ...path.filter((_, i) => i > 10 && (i < 99 || i % 8 === 0))]);
+      set(flow, { d: curve(gradient, paths[1]) });
+      set(bent, { d: curve(modified(h), paths[2]) });
       trail(paths[0].slice(0, 150));
       plot.move(handle, a, b);
       plot.move(begin, a, b + 0.12);
