@@ -345,14 +345,14 @@ def possible(variant: str) -> dict[str, int]:
 
 def test_scheduler_allows_the_orders_of_the_graph(visit: Any, address: str) -> None:
     page, complaints = visit(f"{address}/notebooks/{PAGES['scheduler']}.html")
-    for variant in ("published", "masked", "ordered"):
-        page.get_by_label(variant, exact=True).focus()
+    for variant, label in {"published": "published", "masked": "repaired", "ordered": "ordered"}.items():
+        page.get_by_label(label, exact=True).focus()
         page.keyboard.press("Space")
         expected, met = possible(variant), Counter()
         assert shown(page)[1]["results"] == expected
         for attempt in range(5 if variant == "published" else 2):
             if attempt:
-                page.get_by_role("button", name="Another order").press("Enter")
+                page.get_by_role("button", name="Start again").press("Enter")
             cards = page.locator("[data-explorer] .card")
             while (ready := page.locator('[data-explorer] .card[aria-disabled="false"]')).count():
                 ready.nth((7 * attempt + ready.count()) % ready.count()).press("Enter")
@@ -362,8 +362,18 @@ def test_scheduler_allows_the_orders_of_the_graph(visit: Any, address: str) -> N
             met[",".join(map(str, result["memory"]))] += 1
         assert set(met) <= set(expected)
         assert f"{len(met)} of {len(expected)}" in page.inner_text("[data-explorer] .order")
+        for memory in met:
+            theta, s, _ = memory.split(",")
+            assert f"−θ = {theta.strip('-')}, s = {s}" in page.inner_text("[data-explorer] .order")
     page.get_by_role("button", name="Take back").press("Enter")
     assert not shown(page)[1]["finished"]
+    page.get_by_role("button", name="Reset").press("Enter")
+    assert "seen: 0 of" in page.inner_text("[data-explorer] .order")
+    page.get_by_role("button", name="Finish at random").press("Enter")
+    result = shown(page)[1]
+    assert result["finished"]
+    assert ",".join(map(str, result["memory"])) in result["results"]
+    assert "seen: 1 of" in page.inner_text("[data-explorer] .order")
     assert complaints == []
 
 

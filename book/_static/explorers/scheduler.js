@@ -1,9 +1,9 @@
 // Chapter 05: be the scheduler of one training step. A plan is a set of accesses to memory, and which must wait for
 // which; every order that respects this may happen. Pick one, and see where the weight goes.
 {
-  const { set, html, define } = globalThis.explorers;
+  const { set, html, define } = explorers;
   const N = 3;
-  const RATE = 3; // h: one step moves the weight by h s / N = s
+  const RATE = N; // h: one step moves the weight by h s / N = s
   const GRADIENT = 1000;
   const MEMORY = { θ: 0, s: 111, i: 3 };
   const due = (i) => i % N === 0;
@@ -93,13 +93,16 @@
   }
 
   function build(panel) {
-    panel.choice("plan", "Plan", { published: "published", masked: "masked", ordered: "ordered" }, (plan) => ({
+    panel.choice("plan", "Plan", { published: "published", masked: "repaired", ordered: "ordered" }, (plan) => ({
       plan,
       picks: "",
     }));
     panel.controls.picks = (text) => (/^\d(\.\d)*$/.test(text) ? text : undefined);
     const all = Object.fromEntries(Object.entries(PLANS).map(([name, plan]) => [name, possible(plan)]));
-    const met = { published: new Set(), masked: new Set(), ordered: new Set() };
+    let met = {}; // for each plan the results seen
+    panel.forget = () => {
+      met = {};
+    };
     const [memory, cards, order] = [
       html("div", { class: "memory" }),
       html("div", { class: "cards" }),
@@ -107,11 +110,20 @@
     ];
     const picks = () => panel.state.picks.split(".").filter(Boolean);
     const back = panel.button("Take back", () => ({ picks: picks().slice(0, -1).join(".") }));
-    const again = panel.button("Another order", () => ({ picks: "" }));
-    panel.pictures.append(memory, cards, order, html("div", { class: "buttons" }, back, again));
+    const again = panel.button("Start again", () => ({ picks: "" }));
+    const lucky = panel.button("Finish at random", () => {
+      const [plan, done] = [PLANS[panel.state.plan], picks().map(Number)];
+      if (done.length === plan.length) done.length = 0;
+      while (done.length < plan.length) {
+        const open = [...plan.keys()].filter((access) => ready(plan, done, access));
+        done.push(open[Math.floor(Math.random() * open.length)]);
+      }
+      return { picks: done.join(".") };
+    });
+    panel.pictures.append(memory, cards, order, html("div", { class: "buttons" }, lucky, again, back));
     let drawn = null;
 
-    function showCards(plan, done, seen) {
+    function showCards(plan, done, values) {
       if (drawn !== plan) {
         cards.replaceChildren(
           ...plan.map(([what, words, , value], access) => {
@@ -127,9 +139,9 @@
       for (const [access, card] of [...cards.children].entries()) {
         const [place, open] = [done.indexOf(access), ready(plan, done, access)];
         const waits = (plan[access][2] ?? []).filter((first) => !done.includes(first)).length;
-        const saw = plan[access][3] ? "" : ` Saw ${seen[access]}`.replace("-", "−");
+        const did = `${place + 1}. ${plan[access][3] ? "Wrote" : "Saw"} ${values[access]}`.replace("-", "−");
         const words = open ? "ready" : `waits for ${waits} ${waits === 1 ? "read" : "reads"}`;
-        card.lastChild.textContent = place < 0 ? words : `${place + 1}.${saw}`;
+        card.lastChild.textContent = place < 0 ? words : did;
         set(card, {
           "aria-disabled": !open,
           class: `card ${plan[access][3] ? "write" : ""} ${place < 0 ? "" : "done"}`,
@@ -140,26 +152,35 @@
     return (state) => {
       const [plan, results] = [PLANS[state.plan], all[state.plan]];
       const done = [];
+      const values = {};
       let at = { memory: MEMORY, seen: {} };
       for (const pick of picks().map(Number)) {
         if (!plan[pick] || !ready(plan, done, pick)) break; // an address that somebody made up
         at = perform(plan[pick], pick, at);
         done.push(pick);
+        values[pick] = at.memory[plan[pick][0]];
       }
       state.picks = done.join(".");
-      showCards(plan, done, at.seen);
+      showCards(plan, done, values);
       const { θ, s, i } = at.memory;
       const cell = (name, value, before = value) =>
         html("span", { class: value === before ? "" : "changed" }, name, html("b", {}, value));
-      const cells = [cell("sum s", s, MEMORY.s), cell("count i", i, MEMORY.i), cell("gradient g", GRADIENT)];
+      const cells = [
+        cell("sum s", s, MEMORY.s),
+        cell("count i", i, MEMORY.i),
+        cell("gradient g", GRADIENT),
+        cell("N = h", N),
+      ];
       memory.replaceChildren(cell("−θ", 0 - θ, 0), ...cells);
       const finished = done.length === plan.length;
-      if (finished) met[state.plan].add(`${θ},${s},${i}`);
+      met[state.plan] ??= new Set();
+      if (finished) met[state.plan].add(`−θ = ${0 - θ}, s = ${s}`);
       const orders = Object.values(results).reduce((sum, n) => sum + n, 0);
-      order.textContent = `Results seen: ${met[state.plan].size} of ${Object.keys(results).length}. (${orders.toLocaleString("en")} orders are allowed.)`;
+      const found = [...met[state.plan]];
+      order.textContent = `Results seen: ${found.length} of ${Object.keys(results).length} (${orders.toLocaleString("en")} orders are allowed). ${found.join("; ")}`;
       const left = `${done.length} done, ${plan.length - done.length} to go. Whatever is ready may run next: pick one.`;
       const ends = `−θ = ${0 - θ}, s = ${s}. ${verdict(at.memory)} So end ${results[[θ, s, i]]} orders of ${orders}.`;
-      return [{ memory: [θ, s, i], finished, results, met: met[state.plan].size }, finished ? ends : left];
+      return [{ memory: [θ, s, i], finished, results }, finished ? ends : left];
     };
   }
 
