@@ -83,7 +83,7 @@
       spread = [h, Math.min(kappa * h, END)];
       set(bar, { d: map.through(handles()) });
       for (const i of [0, 1]) map.move(ends[i], spread[i], beta);
-      map.move(swings, nesterov ? 0.64 : 1, 0.25);
+      map.move(swings, nesterov ? 0.56 : 1, 0.36);
       map.move(grows, nesterov ? 2.6 : 3.3, nesterov ? 0.45 : 0.1);
     }
 

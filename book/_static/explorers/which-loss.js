@@ -47,7 +47,7 @@
     const trail = plot.trail("sgd");
     const handle = plot.add("circle", "end", { r: 7 });
     plot.write("floor: ab = y", "quiet end", 3.3, 0.3);
-    plot.write("a = b: the flattest floor", "quiet", 1.1, 0.92);
+    plot.write("a = b: flattest floor", "quiet", 1.05, 0.88);
     const begin = plot.write("start", "quiet middle");
     plot.write("flow of L", "flow end", 3.3, 1.75);
     plot.write("flow of L + (h/4)‖∇L‖²", "adaptive end", 3.3, 1.55);
