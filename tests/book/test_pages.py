@@ -76,7 +76,7 @@ def test_a_number_in_the_text_is_that_of_the_record(tmp_path: pathlib.Path) -> N
     (tmp_path / "performance.json").write_text(json.dumps(results))
     texts = ("SGD, 2", "SGD, *", "Adam, *; SGD, 1", "Adam, *")
     page = "; ".join(f"<!-- ratio: {text} -->" for text in texts)
-    assert performance_page(tmp_path / "performance.json", page) == "1.10; 0.90 to 1.10; 0.90; not measured yet"
+    assert performance_page(tmp_path / "performance.json", page) == "1.10; 0.90–1.10; 0.90; not measured yet"
 
 
 def test_numbers_in_the_text_of_performance_have_a_benchmark() -> None:
