@@ -66,7 +66,7 @@
     const begin = plot.write("start", "quiet middle");
     panel.pictures.append(map.svg, plot.svg);
     panel.note(
-      "Left: what a step multiplies the distance by, at curvature λ. Light is fast, dark is slow; outside the colours it grows. The bar is this ravine, from curvature 1 along the floor to κ across it. In the V steps swing; left of it they creep.",
+      "The map: what a step multiplies the distance by, at curvature λ. Light is fast, dark is slow; outside the colours it grows. The bar is this ravine, from curvature 1 along the floor to κ across it. In the V steps swing; left of it they creep.",
     );
 
     function draw(h, beta, kappa, nesterov) {
