@@ -84,8 +84,9 @@ def performance_page(
 
 def _medians(results: list[dict[str, Any]], patterns: list[str]) -> str:
     called = [row for row in results if any(fnmatch.fnmatchcase(row["what"], pattern) for pattern in patterns)]
-    medians = sorted(f"{row['ratio_median']:.2f}" for row in called)
-    return "–".join(dict.fromkeys([medians[0], medians[-1]])) if medians else "not measured yet"
+    medians = [row["ratio_median"] for row in called]
+    ends = [f"{end(medians):.2f}" for end in (min, max)] if medians else ["not measured yet"]
+    return "–".join(dict.fromkeys(ends))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
