@@ -102,7 +102,7 @@ def test_numbers_in_the_text_of_performance_have_a_benchmark() -> None:
         pytest.param("CoalesceGradients, training step, *", 0.95, 1.05, id="nothing that can be seen"),
         pytest.param("RungeKutta, *", 0.9, 1.1, id="k gradients cost k steps"),
         pytest.param("*14,400 examples: a gradient in L-BFGS *", 1, 1.2, id="adds little on much data"),
-        pytest.param("*1,440 examples: a gradient in L-BFGS *", 1, 2.3, id="up to as much again on little"),
+        pytest.param("*1,440 examples: a gradient in L-BFGS *", 1, 2.3, id="may more than double on little"),
         pytest.param("LocalSGD, every *: over every step", 0, 0.7, id="the fewer exchanges, the faster"),
     ],
 )

@@ -85,6 +85,26 @@ def test_job_of_slurm_gives_each_process_its_place(tmp_path: pathlib.Path) -> No
     assert len(set(places[0]["cluster"]["worker"])) == 2
 
 
+def test_a_process_on_the_second_machine_gets_its_address_and_its_gpu(tmp_path: pathlib.Path) -> None:
+    (place,) = re.findall(r"```python\n(import json\n.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "place.py").write_text(place)
+    (tmp_path / "train.py").write_text("import os; print(os.environ['TF_CONFIG'], os.environ['CUDA_VISIBLE_DEVICES'])")
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/bash\n[ "$1 $2 $3" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n')
+    scontrol.chmod(0o755)
+    job = {"JOB_NODELIST": "n[1-2]", "JOB_ID": "7", "NTASKS_PER_NODE": "4", "PROCID": "5", "LOCALID": "1"}
+    here = {f"SLURM_{name}": value for name, value in job.items()}
+    here["PATH"] = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    command = [sys.executable, "place.py", "train.py"]
+    said = subprocess.run(command, cwd=tmp_path, env=os.environ | here, capture_output=True, text=True, check=True)
+    config, gpu = said.stdout.rsplit(maxsplit=1)
+    workers, task = json.loads(config)["cluster"]["worker"], json.loads(config)["task"]
+    assert task == {"type": "worker", "index": 5}
+    assert [address.split(":")[0] for address in workers] == ["n1"] * 4 + ["n2"] * 4
+    assert len(set(workers)) == 8
+    assert gpu == "1"
+
+
 @pytest.mark.slow
 def test_job_of_slurm_trains(tmp_path: pathlib.Path) -> None:
     (train,) = [recipe.code for recipe in RECIPES if recipe.command]
