@@ -416,15 +416,8 @@ def test_where_cannot_hold_back_an_assignment(condition: bool) -> None:
         assert weight.numpy() == 2.0
 
 
-def test_a_plan_moves_the_weight_when_it_is_fetched() -> None:
-    """One step of θ² from 1 at h = 0.25: at the third of three moments then, when `apply` is called today."""
-    then, today = figure_data("02")[0]
-    assert line(then, "2018: a plan")[1].tolist() == [1, 1, 1 - 0.25 * 2]
-    assert line(today, "today: an act")[1].tolist() == [1, 1 - 0.25 * 2]
-
-
 def test_loss_curves_are_those_of_numpy() -> None:
-    (axes,) = figure_data("02")[1]
+    (axes,) = figure_data("02")[0]
     expected, _ = softmax_regression(0.5, 40)
     for label in ("plan of 2018, fetched", "update_step of today"):
         x, y = line(axes, label)
@@ -435,7 +428,7 @@ def test_loss_curves_are_those_of_numpy() -> None:
 
 
 def test_dots_say_who_moves_when() -> None:
-    (axes,) = figure_data("02")[2]
+    (axes,) = figure_data("02")[1]
     moves, rests = ({tuple(point) for point in points} for points in axes["points"])
     learns = [(column, row) for row in (0, 3) for column in range(1, 6)]
     assert moves == {*learns, (0, 2)}
