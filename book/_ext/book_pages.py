@@ -70,16 +70,21 @@ def performance_page(
 ) -> str:
     """A page with the measured ratios in the places of its comments, as charts and Markdown tables.
 
-    ``<!-- performance: inject -->`` becomes the results of that name, ``<!-- performance -->`` those that have no other
-    place. ``<!-- ratio: SGD, *; Adam, * -->`` becomes the median of what is so called, or the least and the largest.
+    ``<!-- performance: RungeKutta -->`` becomes the results of that name, ``<!-- performance: inject, N=8, * -->`` those
+    that are so called, ``<!-- performance -->`` those that have no other place. ``<!-- ratio: SGD, *; Adam, * -->``
+    becomes the median of what is so called, or the least and the largest.
     """
     results = json.loads(path.read_text())
     named = re.compile("<!-- performance: (.+?) -->")
-    others = [row for row in results if row["name"] not in named.findall(page)]
+    others = [row for row in results if not any(_is_meant(row, text) for text in named.findall(page))]
     page = page.replace("<!-- performance -->", _table(others))
     page = page.replace("<!-- vocabulary -->", vocabulary_table())
     page = re.sub("<!-- ratio: (.+?) -->", lambda match: _medians(results, match[1].split("; ")), page)
-    return named.sub(lambda match: _table([row for row in results if row["name"] == match[1]]), page)
+    return named.sub(lambda match: _table([row for row in results if _is_meant(row, match[1])]), page)
+
+
+def _is_meant(row: dict[str, Any], text: str) -> bool:
+    return any(text == row["name"] or fnmatch.fnmatchcase(row["what"], pattern) for pattern in text.split("; "))
 
 
 def _medians(results: list[dict[str, Any]], patterns: list[str]) -> str:

@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from companion.accumulation import GradientAccumulation
+from tests.benchmarks import bench_oracle
 from tests.benchmarks.pairs import compare
 
-STEPS, BATCH = 8, 16
+STEPS, BATCH, SLOW_RUNS = 8, 16, 15
 ROWS, WIDTH, IDS = 500_000, 64, 256
 OPTIMIZERS = {"SGD": keras.optimizers.SGD, "Adam": keras.optimizers.Adam}
 MODES: dict[str, dict[str, Any]] = {"": {}, ", skip_window": {"on_nonfinite": "skip_window"}}
@@ -70,6 +71,11 @@ def sparse_micro_step(optimizer: Any) -> Callable[[], Any]:
     return step
 
 
+def in_a_layer(optimizer: Any) -> Callable[[], Any]:
+    """A window of training steps on the same table in Keras's layer, with the batches of `bench_oracle`."""
+    return bench_oracle.training(bench_oracle.embedding(), 1024, STEPS, optimizer=optimizer)
+
+
 def window(step: Callable[[], Any]) -> Callable[[], Any]:
     def steps() -> None:
         for _ in range(STEPS):
@@ -92,3 +98,9 @@ def results() -> Iterator[dict[str, Any]]:
     yield compare("GradientAccumulation", f"{table}: over a step without accumulation", window(ours), window(plain))
     builtin = sparse_micro_step(keras.optimizers.SGD(1e-9, gradient_accumulation_steps=STEPS))
     yield compare("GradientAccumulation", f"{table}: over the built-in, which makes it dense", ours, builtin)
+    layer = f"GradientAccumulation, Embedding layer of {ROWS} × {WIDTH}, SGD"
+    ours = in_a_layer(GradientAccumulation(keras.optimizers.SGD(1e-6), STEPS))
+    plain = in_a_layer(keras.optimizers.SGD(1e-6))
+    yield compare("GradientAccumulation", f"{layer}: over a step without accumulation", ours, plain, SLOW_RUNS)
+    builtin = in_a_layer(keras.optimizers.SGD(1e-6, gradient_accumulation_steps=STEPS))
+    yield compare("GradientAccumulation", f"{layer}: over the built-in", ours, builtin, SLOW_RUNS)

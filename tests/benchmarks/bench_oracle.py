@@ -49,11 +49,17 @@ def embedding() -> keras.Model:
 
 
 def training(
-    model: keras.Model, batch: int, steps: int = 1, parts: int | None = None, ignored: int | None = None, **options: Any
+    model: keras.Model,
+    batch: int,
+    steps: int = 1,
+    parts: int | None = None,
+    ignored: int | None = None,
+    optimizer: Any = None,
+    **options: Any,
 ) -> Callable[[], None]:
     """A function that trains on ``batch`` examples: in one step, in parts, or in several steps."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored)
-    model.compile(keras.optimizers.SGD(1e-6, **options), loss, jit_compile=False)
+    model.compile(optimizer or keras.optimizers.SGD(1e-6, **options), loss, jit_compile=False)
     model.optimizer.build(model.trainable_variables)
     if parts is not None:
         inject(model, parts)

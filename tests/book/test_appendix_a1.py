@@ -48,18 +48,14 @@ def test_table_of_the_profile_is_the_record() -> None:
     cell = cell_of("microseconds = {")
     for layout in ("pairs", "windows"):
         assert cell["microseconds"][layout] == [microseconds(f"{layout}: {step}") for step in cell["steps"]]
-        assert cell["making"][layout] == microseconds(f"{layout}: making the batches")
     assert cell["gensim"] == microseconds("gensim, one worker")
     for shown, *how in (
-        ("gensim", "gensim, one worker"),
-        ("gensim, processor", "gensim, one worker", "processor_seconds"),
+        ("gensim, processor time", "gensim, one worker", "processor_seconds"),
         ("windows, autodiff", "windows: fit, autodiff"),
     ):
         np.testing.assert_allclose(cell["over_windows"][shown], over_windows(*how), atol=5.1e-3)
-    for shown, name in (("windows", "windows: fit"), ("gensim", "gensim, one worker")):
+    for shown, name in (("pairs", "pairs: fit"), ("windows", "windows: fit"), ("gensim", "gensim, one worker")):
         assert cell["of_processor"][shown] == microseconds(name, "processor_seconds")
-    pairs_of_times = zip(profile()["seconds"]["gensim, one worker"], profile()["seconds"]["windows: fit"], strict=True)
-    assert cell["gensim_first"] == sum(theirs < ours for theirs, ours in pairs_of_times)
     assert abs(profile()["words_of_text"] - cell["text_of_profile"]) < 1500
     assert all(len(times) == profile()["rounds"] == cell["turns"] for times in profile()["seconds"].values())
 
@@ -103,9 +99,9 @@ def test_profile_says_what_the_text_makes_of_it() -> None:
     """The story needs this of a new record: windows keep up with gensim, pairs do not, and rows take half the step."""
     gensim = microseconds("gensim, one worker")
     assert microseconds("windows: fit") < gensim < microseconds("pairs: fit") / 2
-    ratios = cell_of("microseconds = {")["over_windows"]
-    assert ratios["gensim"][0] > 1 > ratios["windows, autodiff"][0]
-    assert ratios["windows, autodiff"][1] < 1.1
+    least, most = cell_of("microseconds = {")["over_windows"]["windows, autodiff"]
+    assert over_windows("gensim, one worker")[0] > 1 > least
+    assert most < 1.1
     assert microseconds("pairs: rows") > 0.6 * microseconds("pairs: step")
     assert 0.4 < microseconds("windows: rows") / microseconds("windows: step") < 0.6
     assert 1.15 < microseconds("windows: fit") / microseconds("windows: step") < 1.25
