@@ -70,9 +70,9 @@ def performance_page(
 ) -> str:
     """A page with the measured ratios in the places of its comments, as charts and Markdown tables.
 
-    ``<!-- performance: RungeKutta -->`` becomes the results of that name, ``<!-- performance: inject, N=8, * -->`` those
-    that are so called, ``<!-- performance -->`` those that have no other place. ``<!-- ratio: SGD, *; Adam, * -->``
-    becomes the median of what is so called, or the least and the largest.
+    ``<!-- performance: RungeKutta -->`` becomes the results of that name, ``<!-- performance: inject, N=8, * -->`` what
+    is so called, ``<!-- performance -->`` what has no other place. ``<!-- ratio: SGD, *; Adam, * -->`` becomes the
+    median of what is so called, or the least and the largest.
     """
     results = json.loads(path.read_text())
     named = re.compile("<!-- performance: (.+?) -->")
@@ -106,9 +106,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _drawn(ratios: list[Ratio], table: str, where: str) -> str:
-    """A chart, and the same numbers as a table behind a fold."""
-    fold = f"<details class='same'><summary>The same as a table</summary>\n\n{table}\n\n</details>"
-    return f"{chart(ratios)}\n\n{fold}\n\n{where}"
+    """A chart; behind a fold the same numbers as a table, and where they were measured."""
+    summary = "<summary>The same as a table, and where it was measured</summary>"
+    return f"{chart(ratios)}\n\n<details class='same'>{summary}\n\n{table}\n\n{where}\n\n</details>"
 
 
 def titled(notebook: str, name: str = "") -> str:

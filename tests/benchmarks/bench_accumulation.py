@@ -92,15 +92,17 @@ def results() -> Iterator[dict[str, Any]]:
                 builtin = micro_step(build(), factory(1e-9, gradient_accumulation_steps=STEPS))
                 what = f"GradientAccumulation, {network}, {name}{mode}: over the built-in, batch {BATCH}"
                 yield compare("GradientAccumulation", what, window(ours), window(builtin))
-    table = f"GradientAccumulation, {IDS} of {ROWS} rows, SGD"
+    table = f"GradientAccumulation, {IDS} of {ROWS} rows by tf.gather, SGD"
     ours = sparse_micro_step(GradientAccumulation(keras.optimizers.SGD(1e-9), STEPS))
     plain = sparse_micro_step(keras.optimizers.SGD(1e-9))
-    yield compare("GradientAccumulation", f"{table}: over a step without accumulation", window(ours), window(plain))
+    yield compare(
+        "GradientAccumulation", f"{table}: over {STEPS} steps without accumulation", window(ours), window(plain)
+    )
     builtin = sparse_micro_step(keras.optimizers.SGD(1e-9, gradient_accumulation_steps=STEPS))
     yield compare("GradientAccumulation", f"{table}: over the built-in, which makes it dense", ours, builtin)
     layer = f"GradientAccumulation, Embedding layer of {ROWS} × {WIDTH}, SGD"
     ours = in_a_layer(GradientAccumulation(keras.optimizers.SGD(1e-6), STEPS))
     plain = in_a_layer(keras.optimizers.SGD(1e-6))
-    yield compare("GradientAccumulation", f"{layer}: over a step without accumulation", ours, plain, SLOW_RUNS)
+    yield compare("GradientAccumulation", f"{layer}: over {STEPS} steps without accumulation", ours, plain, SLOW_RUNS)
     builtin = in_a_layer(keras.optimizers.SGD(1e-6, gradient_accumulation_steps=STEPS))
     yield compare("GradientAccumulation", f"{layer}: over the built-in", ours, builtin, SLOW_RUNS)

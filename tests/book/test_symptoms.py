@@ -36,7 +36,7 @@ SHOWN_ON_THE_PAGE_ON_KERAS = {
     "In float64 only eight digits agree": "Hyperparameters go through float32",
     "A constraint is broken after `fit` with `use_ema`": "The moving average is taken before the constraint",
     "A schedule-free model evaluates worse than it should": "ScheduleFreeAdamW gives no access to its answer",
-    "On several devices, some samples of an epoch's last batch pull too hard": "Devices: a ragged batch is a mean of means",
+    "On several devices, some samples of the last batch pull too hard": "Devices: a ragged batch is a mean of means",
     "A step is up to R times as long as `clipnorm`": "Devices: clipping comes before the sum",
     "`InvalidArgumentError` on the first batch": "Devices: an uneven first batch ends the run",
     "`RuntimeError` about `merge_call`": "Accumulation: not under MirroredStrategy",
