@@ -10,6 +10,7 @@ import html
 import json
 import pathlib
 import re
+import string
 from typing import Any
 
 from docutils import nodes
@@ -92,15 +93,31 @@ _SPACES = {
 }
 _DECLARED_TWICE = re.compile(rf"(?<=[;{{}}])(let\b(?:{_QUOTED.pattern}|\{{[^;{{}}\"`]*\}}|[^;{{}}\"`])*);let ?")
 _COMPUTED = re.compile(r"\$\{([^}]*)\}")
+_BOUND = re.compile(
+    r"\b(?:const|let|function) (\w+)"  # by itself,
+    r"|\b(?:const|let) (\[[^=;()]*?\]) (?:=|of) "  # in a list,
+    r"|(?<!if )(?<!for )(?<!while )\(([^()]*)\) (?:=>|\{)|\b(\w+) =>"  # or as what a function takes
+)
 
 
 def _private(script: str) -> list[str]:
-    """The names that a script declares and has nowhere else: not as a property, a method, or a word in quotes."""
+    """The names that a script declares and has nowhere else: not as a property, a key, a method or a quoted word."""
     words = " ".join(_COMPUTED.sub(" ", found[0]) for found in _QUOTED.finditer(script))
-    code = _QUOTED.sub(lambda found: " ".join(_COMPUTED.findall(found[0])), script)
-    public = r"(?<!\.\.)\.{0}\b|\b{0}:|[{{,]\s*{0}\s*[,}}=]|[;{{}}]\s*{0}\("
-    declared = dict.fromkeys(re.findall(r"\b(?:const|let|function) ([A-Za-z]\w\w+)", code))
-    return [it for it in declared if not re.search(rf"\b{it}\b", words) and not re.search(public.format(it), code)]
+    code = _QUOTED.sub(lambda found: f'"" + {"+".join(_COMPUTED.findall(found[0]))}', script)
+    public, inside, before = set(re.findall(r"\w+", words)), [""], ""
+    for token in re.findall(r"\w+|=>|\.{3}|\S", code):
+        if token in "([{":
+            keys = before in {*"=([,:?|&", "...", "const", "let", "return"}
+            named = before.isidentifier() and before != "else"
+            inside.append(token if token != "{" else "keys" if keys else "class" if named else token)
+        elif token in ")]}":
+            inside.pop()
+        elif before == "." or (inside[-1] == "keys" and before in "{,") or (inside[-1] == "class" and before in "{;}"):
+            public.add(token)
+        before = token
+    bound = ",".join(",".join(found) for found in _BOUND.findall(code))
+    names = dict.fromkeys(re.findall(r"\b[A-Za-z]\w\w+", re.sub(r"= ?[^,)\]]*", "", bound)))
+    return [name for name in names if name not in public]
 
 
 def compact(text: str, kind: str) -> str:
@@ -119,7 +136,7 @@ def compact(text: str, kind: str) -> str:
     """
     text = _COMMENT_OR_QUOTED.sub(lambda found: found[1] or "", text)
     for place, name in enumerate(_private(text) if kind == ".js" else []):
-        text = re.sub(rf"\b{name}\b", f"_{place}", text)
+        text = re.sub(rf"\b{name}\b", f"_{string.ascii_letters[place % 52]}{place // 52 or ''}", text)
     parts = _QUOTED.split(text)
     if kind == ".js" and any("${" in part for part in parts[::2]):
         raise ValueError("A template in quotes holds another: give it a name.")

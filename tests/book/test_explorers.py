@@ -508,9 +508,13 @@ def test_compact_changes_nothing_that_a_browser_reads() -> None:
     source = 'const a = [1, "b  //  c"]; // why\nreturn (x) => a - -x + `${a ? "(x) =>" : 0.5} : ${x}`;\n'
     assert compact(source, ".js") == 'let a=[1,"b  //  c"];return(x)=>a- -x+`${a ? "(x) =>" : 0.5} : ${x}`;'
     source = "{\n  const own = 1;\n  const key = { own: own, set };\n  const { put } = key;\n  let it = key.all;\n"
-    source += '  const [set, all, word, far] = "word";\n  let near = far;\n  function long() {}\n}\n'
-    short = '{let own=1,key={own:own,set},{put}=key,it=key.all,[set,all,word,far]="word",_1=far;function _2(){}}'
-    assert compact(source, ".js").strip() == short.replace("key", "_0")
+    source += '  const [set, all, word, far] = "word";\n  let near = far;\n  function long(size, { seen }, put) {}\n'
+    source += "  class Part {\n    draws(shape, room = near) {\n      for (const [edge] of shape) draws(edge, long);\n"
+    source += "      if (near) return (shape, { all }) => ({ seen, set: [shape, room] });\n    }\n  }\n}\n"
+    short = '{let own=1,_a={own:own,set},{put}=_a,it=_a.all,[set,all,word,_b]="word",_c=_b;function _d(_e,{seen},put){}'
+    short += "class Part{draws(_f,_g=_c){for(let[_h]of _f)draws(_h,_d);"
+    short += "if(_c)return(_f,{all})=>({seen,set:[_f,_g]})}}}"
+    assert compact(source, ".js").strip() == short
     assert compact(compact(source, ".js"), ".js") == compact(source, ".js")  # a page that is built again
     assert compact(".a > :not(.b) { top: 0.5rem; }\n", ".css") == ".a > :not(.b){top:.5rem}"
     with pytest.raises(ValueError, match="holds another"):

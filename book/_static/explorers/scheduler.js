@@ -41,7 +41,7 @@
       ["i", "i"],
       ["θ", "θ − hs/N if due, else θ", [0, 1, 2], (θ, s, i) => (due(i) ? move(θ, s) : θ)],
       ["s", "g if due, else s + g", [0, 1, 2], (_, s, i) => (due(i) ? GRADIENT : s + GRADIENT)],
-      ["i", "i + 1", [0, 1, 2], (_θ, _s, i) => i + 1],
+      ["i", "i + 1", [0, 1, 2], (...seen) => seen[2] + 1],
     ],
   };
 
