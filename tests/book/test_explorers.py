@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import re
 import sys
 import urllib.parse
@@ -44,13 +45,13 @@ KEYS = {
     ],
     "shares": [
         ("devices", "End"),
-        ("samples in device 1", "ArrowRight PageUp Home ArrowRight ArrowRight"),
-        ("samples in device 5", "ArrowRight ArrowRight Home"),
+        ("samples on device 1", "ArrowRight PageUp Home ArrowRight ArrowRight"),
+        ("samples on device 5", "ArrowRight ArrowRight Home"),
         ("weighed", "Space"),
-        ("samples in device 2", "PageUp ArrowLeft End"),
+        ("samples on device 2", "PageUp ArrowLeft End"),
         ("devices", "Home ArrowRight ArrowRight"),
         ("mean of means", "Space"),
-        ("samples in device 3", "Home ArrowRight PageUp PageUp"),
+        ("samples on device 3", "Home ArrowRight PageUp PageUp PageUp PageUp"),
     ],
     "stability": [
         ("downhill, hλ", "ArrowRight PageUp PageUp End Home PageUp"),
@@ -72,7 +73,7 @@ KEYS = {
     "drift": [
         ("steps k", "ArrowRight ArrowRight End ArrowLeft Home ArrowRight PageUp"),
         ("learning rate", "ArrowRight PageUp PageUp End Home PageUp"),
-        ("steep : flat", "ArrowRight End ArrowLeft Home ArrowRight ArrowRight"),
+        ("bowls, steep : flat", "ArrowRight End ArrowLeft Home ArrowRight ArrowRight"),
         ("steps k", "End ArrowLeft ArrowLeft"),
     ],
     "euler": [
@@ -233,7 +234,7 @@ def drift(state: dict[str, Any], result: Any) -> None:
         return paths.mean(axis=0)
 
     middles = [np.array([1.2, -0.7])]
-    for _ in range(9):
+    for _ in range(max(9, math.ceil(180 / k))):
         middles.append(after(middles[-1]))
     np.testing.assert_array_equal(middles, result["middles"])
     np.testing.assert_allclose(after(np.array(result["rest"])), result["rest"], atol=1e-14)  # it stays where it rests
@@ -285,6 +286,9 @@ def test_each_setting_shows_the_numbers_of_companion(visit: Any, address: str, n
     again.goto(link, wait_until="load")
     assert shown(again) == last
     assert complaints == []
+    if name == "shares":  # whose batch the reader has changed
+        sizes = [last[0][f"n{i + 1}"] for i in range(last[0]["parts"])]
+        assert f"on one device with {sum(sizes)} samples" in (again.text_content(".pictures") or "")
 
 
 def printed(chapter: str, marker: str) -> str:
@@ -305,6 +309,10 @@ def test_ravine_repeats_the_table_of_chapter_03(visit: Any, address: str) -> Non
         page.wait_for_function(f"document.querySelector('[data-explorer]').state.beta === {float(beta or 0)}")
         _, result = shown(page)
         assert [str(result[key] or "never") for key in ("floor", "thousandth")] == [floor, arrived]
+    for rate, said in {0.075: False, 0.15: True}.items():  # what has another scale, or is not in sight
+        page.evaluate(f"document.querySelector('[data-explorer]').change({{h: {rate}, beta: 0.5, rule: 'momentum'}})")
+        words = page.text_content(".pictures") or ""
+        assert ("goes on outside the picture" in words) == ("across: now up to ±8" in words) == said
 
 
 def test_the_rule_in_numpy_is_that_of_companion() -> None:
@@ -354,6 +362,8 @@ def test_scheduler_allows_the_orders_of_the_graph(visit: Any, address: str) -> N
             if attempt:
                 page.get_by_role("button", name="Start again").press("Enter")
             cards = page.locator("[data-explorer] .card")
+            if variant == "masked":
+                assert "waits for a, b, c, e" in (cards.nth(5).text_content() or "")
             while (ready := page.locator('[data-explorer] .card[aria-disabled="false"]')).count():
                 ready.nth((7 * attempt + ready.count()) % ready.count()).press("Enter")
             state, result = shown(page)
@@ -453,6 +463,8 @@ def test_another_unit_keeps_the_step(visit: Any, address: str) -> None:
         page.keyboard.press("Space")
         assert shown(page)[0]["x"] == x
         assert shown(page)[1] == before[1]
+    page.evaluate("document.querySelector('[data-explorer]').change({method: 'euler', x: 3.9})")
+    assert "−2.90 ↓" in (page.text_content(".pictures") or "")  # the circle stays in sight, and says so
 
 
 def test_captions_stay_below_explorers(visit: Any, address: str) -> None:

@@ -6,7 +6,8 @@
     [1, 1],
   ];
   const START = [1.2, -0.7];
-  const ROUNDS = 9;
+  const ROUNDS = 9; // drawn at least,
+  const WALK = 180; // and so many steps
   const STEPS = 100; // of the chapter's runs
   const BYTES = 4 * 2410; // of the chapter's network, for one exchange
   const COLOURS = ["heun", "rk4"];
@@ -15,7 +16,7 @@
   function build(panel) {
     panel.slider("k", "steps k alone", [1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100]);
     panel.slider("h", "learning rate h", { min: 0.01, max: 0.5, step: 0.01 }, 2);
-    panel.slider("ratio", "steep : flat", [1, 2, 3, 5, 10, 20, 50], (times) =>
+    panel.slider("ratio", "bowls, steep : flat", [1, 2, 3, 5, 10, 20, 50], (times) =>
       times === 1 ? "equal" : `${times} : 1`,
     );
     const plot = new Plot(
@@ -39,6 +40,7 @@
     plot.write("start", "quiet middle", 1.2, -0.8);
     const name = plot.write("averages", "momentum end");
     const [best, here] = [plot.write("minimum of the mean", "flow"), plot.write("", "ink")];
+    const far = plot.write("", "flow");
     panel.pictures.append(plot.svg);
 
     return ({ k, h, ratio }) => {
@@ -48,7 +50,8 @@
       ];
       const middles = [START];
       const walked = ["", ""];
-      for (let round = 0; round < ROUNDS; round++) {
+      const rounds = Math.max(ROUNDS, Math.ceil(WALK / k));
+      for (let round = 0; round < rounds; round++) {
         const ends = MINIMA.map((minimum, r) => {
           const path = [middles[round]];
           for (let step = 0; step < k; step++)
@@ -77,13 +80,16 @@
       plot.move(best, lowest[0] - 0.1, lowest[1] + 0.09);
       plot.move(name, middles[1][0] - 0.05, middles[1][1] - 0.05);
       plot.move(here, rest[0] + 0.06, rest[1] - 0.09);
-      here.textContent = off < 0.005 ? "" : "rest";
+      here.textContent = off < 0.005 ? "" : `rest, k = ${k}`;
+      const last = resting(400);
+      plot.move(far, last[0] + 0.04, last[1] - 0.02);
+      far.textContent = Math.hypot(last[0] - rest[0], last[1] - rest[1]) > 0.35 ? "rest, k = 400" : "";
       const exchanges = Math.floor(STEPS / k);
       const bytes = exchanges * BYTES;
-      const where = off < 5e-4 ? "at" : `${digits(off, 3)} beside`;
+      const where = off < 5e-4 ? "at" : `${digits(off, 3)} away from`;
       return [
         { middles, rest, off, exchanges, bytes },
-        `Drawn: ${ROUNDS} rounds of ${k} ${k > 1 ? "steps" : "step"}, an exchange after each. The averages come to rest ${where} the minimum of the mean loss. (In ${STEPS} steps the chapter’s network of 2,410 weights sends ${bytes.toLocaleString("en")} bytes.)`,
+        `Drawn: ${rounds} rounds of ${k} ${k > 1 ? "steps" : "step"}, an exchange after each. The averages come to rest ${where} the minimum of the mean loss. (In ${STEPS} steps the chapter’s network of 2,410 weights sends ${bytes.toLocaleString("en")} bytes.)`,
       ];
     };
   }

@@ -76,12 +76,16 @@
       return words;
     }
 
-    /** Adds a line with dots, or only dots. Returns what puts it through points. */
+    /** Adds a line with dots, or only dots. Returns what puts it through points, and says if some are not in sight. */
     trail(look, line = true) {
       const [path, dots] = [this.add("path", `line thin ${look}`), this.add("path", `dots ${look}`)];
+      const beyond = set(this.write("", look), { x: this.left + 6, y: this.top + 14 });
+      const within = (value, { range: [low, high] }) => value >= low && value <= high;
       return (points) => {
         if (line) set(path, { d: this.through(points) });
         set(dots, { d: this.through(points, true) });
+        const all = points.every(([x, y]) => within(x, this.x) && within(y, this.y));
+        beyond.textContent = all ? "" : "goes on outside the picture";
       };
     }
 

@@ -36,7 +36,7 @@
 
     const root = { scale: Math.sqrt, inverse: (v) => v * v };
     const map = new Plot(
-      "What a step multiplies by, over hλ and β; the loss is a bar",
+      "What a step multiplies the distance by, over hλ and β; the ravine is a bar",
       { range: [0, END], ticks: [0, 0.1, 0.5, 1, 2, 4], label: "hλ", ...root },
       { range: [0, 1], ticks: [0, 0.1, 0.3, 0.6, 0.9], label: "momentum β", ...root },
       { width: 330 },
@@ -47,6 +47,7 @@
     const ends = [0, 1].map(() => map.add("circle", "end", { r: 5.5 }));
     map.write("creeps", "white middle", 0.04, 0.14);
     const [swings, grows] = [map.write("swings", "black middle"), map.write("grows", "flow middle")];
+    const parts = ["floor", "walls"].map((part) => map.write(part, "black middle"));
     const images = {};
     let spread = [];
     const handles = () => spread.map((hLambda) => [hLambda, panel.state.beta]);
@@ -58,15 +59,16 @@
 
     const plot = new Plot(
       "The path in the ravine",
-      { range: [-5, 11], ticks: [-5, 0, 5, 10], label: "along the floor, θ₁" },
+      { range: [-10.6, 10.6], ticks: [-10, -5, 0, 5, 10], label: "along the floor, θ₁" },
       { range: [-2, 2], ticks: [-2, -1, 0, 1, 2], label: "across, θ₂" },
     );
     const contours = SIZES.map(() => plot.add("ellipse", "contour"));
     const trail = plot.trail("small momentum");
-    const begin = plot.write("start", "quiet middle");
+    const begin = plot.write("start", "quiet end");
+    const scale = set(plot.write("", "ink"), { x: plot.left + 6, y: plot.bottom - 8 });
     panel.pictures.append(map.svg, plot.svg);
     panel.note(
-      "The map: what a step multiplies the distance by, at curvature λ. Light is fast, dark is slow; outside the colours it grows. The bar is this ravine, from curvature 1 along the floor to κ across it. In the V steps swing; left of it they creep.",
+      "Drag the bar, or one of its ends. It is this ravine: from its floor, with the curvature λ = 1, to its walls, with λ = κ. The colour is what a step multiplies the distance by: light is fast, dark is slow; outside the colours the distance grows. In the V steps swing; left of it they creep.",
     );
 
     function draw(h, beta, kappa, nesterov) {
@@ -82,7 +84,11 @@
       set(arms, { d: map.through(nesterov ? [[1, 1], ...curved] : straight) });
       spread = [h, Math.min(kappa * h, END)];
       set(bar, { d: map.through(handles()) });
-      for (const i of [0, 1]) map.move(ends[i], spread[i], beta);
+      for (const i of [0, 1]) {
+        map.move(ends[i], spread[i], beta);
+        set(parts[i], { y: beta > 0.75 ? 21 : -11 });
+        map.move(parts[i], Math.max(0.02, Math.min(3.3, spread[i])), beta);
+      }
       map.move(swings, nesterov ? 0.56 : 1, 0.36);
       map.move(grows, nesterov ? 2.6 : 3.3, nesterov ? 0.45 : 0.1);
     }
@@ -94,11 +100,15 @@
       const all = momentum(([x, y]) => [x, kappa * y], START, h, beta, STEPS, nesterov);
       const path = all.slice(0, DRAWN);
       const swing = Math.max(...path.map(([, y]) => Math.abs(y)));
-      const high = swing > 4 && swing < 8 ? 8 : swing > 2 && swing < 8 ? 4 : 2;
+      const factors = [h, kappa * h].map((hLambda) => radius(hLambda, beta, nesterov));
+      const grows = Math.max(...factors) >= 1;
+      let high = 2;
+      while (high < swing && high < (grows ? 8 : 64)) high *= 2;
+      scale.textContent = high > 2 ? `across: now up to ±${high}` : "";
       if (plot.y.range[1] !== high)
         plot.axes(plot.x, { ...plot.y, range: [-high, high], ticks: [-high, -high / 2, 0, high / 2, high] });
       for (const [i, size] of SIZES.entries()) plot.ellipse(contours[i], [0, 0], [size, size / Math.sqrt(kappa)]);
-      plot.move(begin, START[0], START[1] + 0.07 * high);
+      plot.move(begin, 10.5, START[1] + 0.07 * high);
       trail(path);
       const until = (good) => {
         const first = all.findLastIndex((point) => !good(point)) + 1;
@@ -108,21 +118,25 @@
       const enough = loss(START) / 1000;
       const thousandth = until((point) => loss(point) < enough);
       const floor = until((point) => Math.abs(point[1]) <= 0.05);
-      const factors = [h, kappa * h].map((hLambda) => radius(hLambda, beta, nesterov));
       const [along, across] = factors.map((size) => digits(size, 3));
-      let sentence = `It grows: across the floor a step multiplies by ${across} in the long run. The bar sticks out of the colours.`;
-      if (Math.max(...factors) < 1) {
+      let sentence = `The loss grows: in the long run a step multiplies the distance across the floor by ${across}. The bar sticks out of the colours.`;
+      if (!grows) {
         const arrived =
           thousandth === null
             ? `not down to a thousandth within ${STEPS} steps`
             : `down to a thousandth after ${thousandth} steps, for good`;
         const slower = factors[0] > factors[1] ? "the floor is" : "the walls are";
         const which = along === across ? "neither direction is slower" : `${slower} the slower part`;
-        sentence = `The loss is ${arrived}. A step multiplies by ${along} along the floor and ${across} across it, in the long run: ${which}.`;
+        sentence = `The loss is ${arrived}. In the long run a step multiplies the distance by ${along} along the floor and by ${across} across it: ${which}.`;
       }
       return [{ thousandth, floor, factors, path }, sentence];
     };
   }
 
-  define("ravine", "A ravine: where does its bar lie?", { h: 0.075, beta: 0.5, kappa: 25, rule: "momentum" }, build);
+  define(
+    "ravine",
+    "Momentum in a ravine: where should its bar lie?",
+    { h: 0.075, beta: 0.5, kappa: 25, rule: "momentum" },
+    build,
+  );
 }

@@ -6,6 +6,7 @@
   const RATE = N; // h: one step moves the weight by h s / N = s
   const GRADIENT = 1000;
   const MEMORY = { θ: 0, s: 111, i: 3 };
+  const LETTERS = "abcdefgh"; // of the accesses
   const due = (i) => i % N === 0;
   const move = (θ, s) => θ - (RATE * s) / N;
 
@@ -130,7 +131,8 @@
             const card = panel.button("", () =>
               ready(plan, picks().map(Number), access) ? { picks: [...picks(), access].join(".") } : {},
             );
-            card.append(html("b", {}, value ? `write ${what} ← ${words}` : `read ${words}`), html("small"));
+            const does = value ? `write ${what} ←` : "read";
+            card.append(html("b", {}, `${LETTERS[access]}: ${does} ${words}`), html("small"));
             return card;
           }),
         );
@@ -138,9 +140,9 @@
       }
       for (const [access, card] of [...cards.children].entries()) {
         const [place, open] = [done.indexOf(access), ready(plan, done, access)];
-        const waits = (plan[access][2] ?? []).filter((first) => !done.includes(first)).length;
+        const waits = (plan[access][2] ?? []).filter((first) => !done.includes(first)).sort();
         const did = `${place + 1}. ${plan[access][3] ? "Wrote" : "Saw"} ${values[access]}`.replace("-", "−");
-        const words = open ? "ready" : `waits for ${waits} ${waits === 1 ? "read" : "reads"}`;
+        const words = open ? "ready" : `waits for ${waits.map((first) => LETTERS[first]).join(", ")}`;
         card.lastChild.textContent = place < 0 ? words : did;
         set(card, {
           "aria-disabled": !open,
@@ -174,15 +176,17 @@
       memory.replaceChildren(cell("−θ", 0 - θ, 0), ...cells);
       const finished = done.length === plan.length;
       met[state.plan] ??= new Set();
-      if (finished) met[state.plan].add(`−θ = ${0 - θ}, s = ${s}`);
-      const orders = Object.values(results).reduce((sum, n) => sum + n, 0);
+      if (finished) met[state.plan].add(`−θ = ${0 - θ}, s = ${s}${θ === -111 && s === GRADIENT ? " (as meant)" : ""}`);
+      const orders = Object.values(results)
+        .reduce((sum, n) => sum + n, 0)
+        .toLocaleString("en");
       const found = [...met[state.plan]];
-      order.textContent = `Results seen: ${found.length} of ${Object.keys(results).length} (${orders.toLocaleString("en")} orders are allowed). ${found.join("; ")}`;
-      const left = `${done.length} done, ${plan.length - done.length} to go. Whatever is ready may run next: pick one.`;
-      const ends = `−θ = ${0 - θ}, s = ${s}. ${verdict(at.memory)} So end ${results[[θ, s, i]]} orders of ${orders}.`;
+      order.textContent = `Results seen: ${found.length} of ${Object.keys(results).length} (${orders} orders are allowed). ${found.join("; ")}`;
+      const left = `In this step the weight is due to move. Meant are −θ = 111, the old sum, and s = 1000, a sum that starts again with g. ${plan.length - done.length} of ${plan.length} cards to go: pick one that is ready.`;
+      const ends = `−θ = ${0 - θ}, s = ${s}. ${verdict(at.memory)} ${results[[θ, s, i]]} of ${orders} orders end so.`;
       return [{ memory: [θ, s, i], finished, results }, finished ? ends : left];
     };
   }
 
-  define("scheduler", "Be the scheduler of one step", { plan: "published", picks: "" }, build);
+  define("scheduler", "Be the scheduler: what runs next?", { plan: "published", picks: "" }, build);
 }

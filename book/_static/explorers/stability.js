@@ -74,28 +74,32 @@
     const none = { range: [0, 4], ticks: [], label: "" };
     const factors = { range: [-1.6, 1.6], ticks: [-1, 0, 1], label: "factor of one step" };
     const curve = new Plot("The factor of a step over hλ", none, factors);
-    const [band, line, point] = [
+    const [band, line, point, tag] = [
       curve.add("path", "band"),
       curve.add("path", ""),
       curve.add("circle", "end", { r: 6 }),
+      curve.write("", ""),
     ];
     const plane = new Plot("Where steps are stable, over hλ and hω", none, none);
     const ray = plane.add("path", "line thin dotted ink");
     const regions = METHODS.map((name) => [plane.add("path", ""), plane.write("", `middle ${LOOKS[name]}`)]);
     const here = plane.add("circle", "end", { r: 6 });
-    const rows = { range: [0, 7], ticks: METHODS.map((name, i) => [6.5 - i, NAMES[name]]), label: "" };
-    const bars = new Plot("The limit of hλ for each method", none, rows, { left: 92 });
+    const rows = { range: [0, 7.7], ticks: METHODS.map((name, i) => [6.5 - i, NAMES[name]]), label: "" };
+    const bars = new Plot("The longest stable step of each method", none, rows, { left: 92 });
     const pieces = METHODS.map(() => bars.add("rect", "", { height: 18 }));
     const mark = bars.add("path", "line thin ink");
     const names = METHODS.map(() => bars.write("", ""));
-    panel.note("A pale bar, or a step outside its curve: there the distance grows.");
+    const yours = bars.write("your step", "");
+    panel.note(
+      "Drag the circle, or move the slider. A bar ends at the longest step at which its method is stable. Where yours is longer the bar is pale: there the distance grows.",
+    );
 
     const known = new Map();
     const once = (key, compute) => known.get(key) ?? known.set(key, compute()).get(key);
     const of = (name, s) => (name === "chebyshev" ? once(s, () => chebyshev(s)) : TABLEAUX[name]);
     const reach = (method, x, y) => (y ? limit(method, x, y) : once(method, () => limit(method)));
     const fine = (end) => (end > 40 ? 1 : end > 6 ? 0.1 : 0.01); // the step of the slider
-    let [end, height] = [4, 0]; // of the axis, of the handle
+    let [end, top, height] = [4, 4, 0]; // of the axes, of the handle
     const near = (x) => +(Math.round(Math.max(0, x) / fine(end)) * fine(end)).toFixed(2);
     const handles = () => [[panel.state.x, height]];
     curve.drag(handles, (x) => panel.change({ x: near(x) }));
@@ -110,10 +114,13 @@
       ]);
       set(line, { class: `line ${LOOKS[name]}`, d: curve.through(points) });
       curve.move(point, panel.state.x, height);
+      const late = panel.state.x > 0.7 * end;
+      set(tag, { class: `label ink ${late ? "end" : ""}`, x: late ? -10 : 10, y: height > 0 ? 18 : -9 });
+      curve.move(tag, panel.state.x, height);
     }
 
     function showPlane(axis, name, { stages: s, per, x, y }) {
-      const [right, top] = [-0.15 * end, per === "gradient" ? 1.6 : 4];
+      const right = -0.15 * end;
       plane.axes({ ...axis, range: [end, right] }, { range: [0, top], ticks: ticks(top), label: `hω of one ${per}` });
       set(ray, {
         d: plane.through([
@@ -149,23 +156,26 @@
         const method = of(name, s);
         const cost = per === "gradient" ? gradients(method) : 1;
         const value = reach(method, x / far, y / far) / cost;
-        const [right, top] = [Math.min(bars.X(value), bars.right), bars.Y(6.5 - i)];
+        const [right, middle] = [Math.min(bars.X(value), bars.right), bars.Y(6.5 - i)];
         const inside = right > 300;
         const grows = Math.hypot(...factor(method, -cost * x, cost * y)) > 1 + 1e-11;
         set(pieces[i], {
           x: bars.left,
-          y: top - 9,
+          y: middle - 9,
           width: right - bars.left,
           class: `piece ${LOOKS[name]} ${grows ? "faint" : ""}`,
         });
         set(names[i], {
           x: inside ? right - 6 : right + 5,
-          y: top + 4.5,
+          y: middle + 4.5,
           class: `label ${inside ? "onto end" : LOOKS[name]}`,
         });
         names[i].textContent = digits(value, value < 20 ? 2 : 0) + (value > end ? " →" : "");
       }
       set(mark, { d: `M${bars.X(far)} ${bars.top}V${bars.bottom}` });
+      const late = far > end / 2;
+      set(yours, { class: `label ink ${late ? "end" : ""}`, x: late ? -5 : 5 });
+      bars.move(yours, Math.min(far, end), 7.2);
     }
 
     return (state) => {
@@ -175,31 +185,36 @@
       const share = per === "gradient" ? cost : 1;
       end = Math.max(per === "gradient" ? 2.6 : 4, (1.2 * farthest) / share);
       if (end > 6) end = Math.ceil(end);
+      top = per === "gradient" ? 1.6 : 4;
       state.x = Math.min(state.x, end);
-      state.y = Math.min(state.y, 4);
+      state.y = Math.min(state.y, top);
       const flat = view === "axis";
       const [x, y] = [state.x, flat ? 0 : state.y];
       stages.hidden = name !== "chebyshev";
       rotation.hidden = flat;
       downhill.range({ max: end, step: fine(end) });
+      rotation.range({ max: top });
       downhill.firstChild.textContent = `downhill, hλ a ${per}`;
       rotation.firstChild.textContent = `rotation, hω a ${per}`;
       const value = factor(method, -share * x, share * y);
       const size = Math.hypot(...value);
-      height = flat ? Math.max(-1.6, Math.min(1.6, value[0])) : y;
+      height = flat ? Math.max(-1.5, Math.min(1.5, value[0])) : y;
+      const beyond = height === value[0] ? "" : value[0] > 0 ? " ↑" : " ↓";
+      tag.textContent = digits(value[0], 2) + beyond;
       const axis = { range: [0, end], ticks: ticks(end), label: `hλ of one ${per}` };
+      const longestOf = flat ? `longest hλ of one ${per}` : "longest along the dotted line";
       if (flat) showCurve(axis, name, method, share);
       else showPlane(axis, name, state);
-      showBars(flat ? axis : { ...axis, label: `along the dotted line, of one ${per}` }, { ...state, y });
+      showBars({ ...axis, label: longestOf }, { ...state, y });
       panel.pictures.replaceChildren((flat ? curve : plane).svg, bars.svg);
       const longest = y ? reach(method, x / Math.hypot(x, y), y / Math.hypot(x, y)) : farthest;
       const who = name === "chebyshev" ? `Chebyshev with ${cost} stages` : NAMES[name];
-      const bears = flat ? `${who} bears hλ =` : `Along the dotted line ${who} bears`;
-      const bill = cost > 1 ? `, by ${digits(size ** (1 / cost), 3)} for each of its ${cost} gradients` : "";
+      const stable = flat ? `${who} is stable up to hλ =` : `Along the dotted line ${who} is stable up to`;
+      const bill = cost > 1 ? ` (${digits(size ** (1 / cost), 3)} for each of its ${cost} gradients)` : "";
       const verdict = size > 1 + 1e-11 ? "grows" : size < 1 - 1e-11 ? "shrinks" : "stays";
       return [
         { cost, limit: farthest, longest, factor: value },
-        `${bears} ${digits(longest, 2)} a step, ${digits(longest / cost, 2)} a gradient. Here a step multiplies by ${digits(size, 3)}${bill}: the distance ${verdict}.`,
+        `${stable} ${digits(longest, 2)} a step, ${digits(longest / cost, 2)} a gradient. Your step multiplies the distance by ${digits(size, 3)}${bill}: it ${verdict}.`,
       ];
     };
   }

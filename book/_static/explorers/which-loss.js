@@ -48,10 +48,11 @@
     const handle = plot.add("circle", "end", { r: 7 });
     plot.write("floor: ab = y", "quiet end", 3.3, 0.3);
     plot.write("a = b: flattest floor", "quiet", 1.05, 0.88);
-    const begin = plot.write("start", "quiet middle");
-    plot.write("flow of L", "flow end", 3.3, 1.75);
-    plot.write("flow of L + (h/4)‖∇L‖²", "adaptive end", 3.3, 1.55);
-    plot.write("gradient descent", "sgd end", 3.3, 1.35);
+    const begin = plot.write("start: drag it", "");
+    plot.write("a² + b² at the end", "ink end", 3.3, 1.95);
+    const names = ["sgd", "flow", "adaptive"].map((look, i) =>
+      plot.write("", `${look} end`, 3.3, [1.35, 1.75, 1.55][i]),
+    );
     const near = (value, low, high) => Math.round(20 * Math.max(low, Math.min(high, value))) / 20;
     const handles = () => [[panel.state.a, panel.state.b]];
     plot.drag(handles, (a, b) => panel.change({ a: near(a, 0, 3.2), b: near(b, 0.2, 3.6) }));
@@ -69,13 +70,17 @@
       set(bent, { d: curve(modified(h), paths[2]) });
       trail(paths[0].slice(0, 150));
       plot.move(handle, a, b);
-      plot.move(begin, a, b + 0.12);
+      set(begin, { class: `label quiet ${a < 1 ? "" : "end"}` });
+      plot.move(begin, a + (a < 1 ? 0.08 : -0.08), Math.min(3.68, b + 0.12));
       const ends = paths.map((path) => path.at(-1)[0] ** 2 + path.at(-1)[1] ** 2);
       const steepest = (a * a + b * b) / 2 + Math.hypot((a * a - b * b) / 2, 2 * a * b - TARGET); // eigenvalue there
-      const before = `hλ at the start is ${digits(h * steepest, 2)}.`;
-      const [euler, ofL, other] = ends.map((end) => digits(end, 2));
+      const [euler, ofL, other] = ends.map((end) => (end < 1e4 ? digits(end, 2) : "it blows up"));
+      names[0].textContent = `gradient descent: ${euler}`;
+      names[1].textContent = `flow of L: ${ofL}`;
+      names[2].textContent = `flow of L + (h/4)‖∇L‖²: ${other}`;
       const words = `Where they end, the curvature a² + b² is ${ofL} for the flow of L, ${other} for the flow of L + (h/4)‖∇L‖², and ${euler} for gradient descent. The flattest floor has ${2 * TARGET}.`;
-      return [{ ends }, `${before} ${ends[0] < 1e4 ? words : "Gradient descent blows up; the flows do not."}`];
+      const ahead = `At the start hλ is ${digits(h * steepest, 2)}.`;
+      return [{ ends }, `${ahead} ${ends[0] < 1e4 ? words : "Gradient descent blows up; the flows do not."}`];
     };
   }
 
