@@ -285,6 +285,7 @@ def test_each_setting_shows_the_numbers_of_companion(visit: Any, address: str, n
     again, complaints = visit("about:blank")
     again.goto(link, wait_until="load")
     assert shown(again) == last
+    assert 0 <= again.evaluate("document.querySelector('.explorer').getBoundingClientRect().top") < 500  # in sight
     assert complaints == []
     if name == "shares":  # whose batch the reader has changed
         sizes = [last[0][f"n{i + 1}"] for i in range(last[0]["parts"])]

@@ -185,7 +185,9 @@
       clearTimeout(this.timer);
       this.state = wanted;
       this.update();
-      this.scrollIntoView({ block: "nearest" });
+      // On a phone the sentence stands between the controls and the pictures.
+      if (innerWidth > 480) this.says.parentElement.scrollIntoView({ block: "nearest" });
+      else this.says.scrollIntoView();
     }
 
     /** Changes settings, and then the address: the settings that differ from the start. */
