@@ -182,7 +182,9 @@
         .toLocaleString("en");
       const found = [...met[state.plan]];
       order.textContent = `Results seen: ${found.length} of ${Object.keys(results).length} (${orders} orders are allowed). ${found.join("; ")}`;
-      const left = `In this step the weight is due to move. Meant are −θ = 111, the old sum, and s = 1000, a sum that starts again with g. ${plan.length - done.length} of ${plan.length} cards to go: pick one that is ready.`;
+      const left = done.length
+        ? `${plan.length - done.length} of ${plan.length} cards to go. Meant are −θ = 111 and s = 1000.`
+        : "In this step the weight is due to move. Meant are −θ = 111, the old sum, and s = 1000, a sum that starts again with g. Pick a card that is ready.";
       const ends = `−θ = ${0 - θ}, s = ${s}. ${verdict(at.memory)} ${results[[θ, s, i]]} of ${orders} orders end so.`;
       return [{ memory: [θ, s, i], finished, results }, finished ? ends : left];
     };
