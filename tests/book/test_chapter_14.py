@@ -130,7 +130,7 @@ def test_one_faulty_device() -> None:
     assert max(ends.values()) < 0.75
 
 
-@pytest.mark.claim("Any factor below −4 is enough.", chapter="14")
+@pytest.mark.claim("Any factor below −4 turns the step uphill.", chapter="14")
 @pytest.mark.parametrize("factor", [-4.01, -10, wrong(-3.99, why="the four still prevail")])
 def test_how_loud_one_must_be(factor: float) -> None:
     """All agree; the sum points uphill."""
