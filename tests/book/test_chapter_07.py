@@ -427,14 +427,16 @@ def test_the_table_of_schedules_has_closed_forms() -> None:
     texts = [
         out.data["text/plain"] for cell in notebook(CHAPTER).cells for out in cell.get("outputs", []) if "data" in out
     ]
-    (table,) = [text for text in texts if text.startswith("schedule ")]
-    assert len(table.splitlines()) == 1 + 5
-    for row in table.splitlines()[1:]:
-        name = next(each for each in SCHEDULES if row.startswith(each))
-        update, *rates = row.removeprefix(name).split()
-        last = 3 * int(update) - 1
-        meant = [SCHEDULES[name][1](t) for t in (int(update) - 1, last, last / 3, int(update) - 1, int(update) - 1)]
-        assert rates == [f"{rate:.3f}" for rate in meant]
+    (table,) = [text for text in texts if text.startswith("rate used ")]
+    heading, *rows = table.splitlines()
+    asked = [("staircase", 6), ("exponential", 6), ("cosine", 6), ("warm-up", 1)]
+    assert heading.split(None, 2)[2].split("  ") == [f"{name}, update {update}" for name, update in asked]
+    assert len(rows) == 5
+    for place, (name, update) in enumerate(asked):
+        (rule,) = [rule for each, (_, rule) in SCHEDULES.items() if each.startswith(name)]
+        last = 3 * update - 1
+        meant = [rule(t) for t in (update - 1, last, last / 3, update - 1, update - 1)]
+        assert [row.split()[-4:][place] for row in rows] == [f"{rate:.3f}" for rate in meant]
 
 
 @pytest.mark.claim(
