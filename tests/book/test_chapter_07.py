@@ -430,7 +430,7 @@ def test_the_table_of_schedules_has_closed_forms() -> None:
     (table,) = [text for text in texts if text.startswith("rate used ")]
     heading, *rows = table.splitlines()
     asked = [("staircase", 6), ("exponential", 6), ("cosine", 6), ("warm-up", 1)]
-    assert heading.split(None, 2)[2].split("  ") == [f"{name}, update {update}" for name, update in asked]
+    assert heading.split()[2:] == [name for name, _ in asked]
     assert len(rows) == 5
     for place, (name, update) in enumerate(asked):
         (rule,) = [rule for each, (_, rule) in SCHEDULES.items() if each.startswith(name)]
