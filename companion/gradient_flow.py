@@ -162,7 +162,7 @@ def quadratic_flow(matrix: Any, values: Any, times: Any, minimum: Any = 0.0) -> 
                [0.5 , 0.25]])
     """
     a = np.atleast_2d(_numbers("matrix", matrix, is_real=True))
-    if a.shape != a.T.shape or not np.isfinite(a).all() or not np.allclose(a, a.T):
+    if a.shape != a.T.shape or not np.isfinite(a).all() or np.abs(a - a.T).max() > 1e-8 * np.abs(a).max():
         raise ValueError(f"`matrix` must be symmetric and finite. Received: matrix={matrix!r}")
     start = _numbers("values", values, () if np.ndim(values) == 0 and len(a) == 1 else (len(a),), is_real=True)
     centre = np.zeros(start.shape) + _numbers("minimum", minimum, np.shape(minimum) and start.shape, is_real=True)
@@ -220,7 +220,8 @@ def oscillation(curvature: Any, friction: float, values: Any, times: Any, veloci
         joint = start * ((1 + tail) / 2 + half * sine) + speed * sine
         joint = np.where(joint == 0, 0, near * joint)
         shares = ((speed - fast * start) / (2 * root), slow), ((slow * start - speed) / (2 * root), fast)
-        apart = sum(np.where(share == 0, 0, share * np.exp(rate * t)) for share, rate in shares)
+        halves = ((share, np.exp(rate * t / 2)) for share, rate in shares)  # a factor alone may pass the largest number
+        apart = sum(np.where(share == 0, 0, share * half_way * half_way) for share, half_way in halves)
         return np.where(np.abs(gap) > 1, apart, joint).real
 
 

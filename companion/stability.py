@@ -23,7 +23,8 @@ def stability_polynomial(method: Any) -> Polynomial:
         method: a name or a :class:`~companion.gradient_flow.ButcherTableau`.
 
     Returns:
-        A ``numpy.polynomial.Polynomial``, to be called with real or complex numbers.
+        A ``numpy.polynomial.Polynomial``. Called with real or complex numbers it goes through the stages, where a sum
+        of powers would cancel: of 50 stages no digit would be left.
 
     Raises:
         ValueError: there is no such method.
@@ -36,7 +37,38 @@ def stability_polynomial(method: Any) -> Polynomial:
     a, b, ones = np.array(method.a), np.array(method.b), np.ones(len(method.b))
     powers = itertools.accumulate(range(len(b) - 1), lambda vector, _: a @ vector, initial=ones)
     coefficients = np.array([1.0, *(float(b @ vector) for vector in powers)])
-    return Polynomial(np.trim_zeros(coefficients, "b"))
+    polynomial = _ByStages(np.trim_zeros(coefficients, "b"))
+    polynomial.method = method
+    return polynomial
+
+
+class _ByStages(Polynomial):
+    """A stability polynomial that is calculated as a step is. What is made of it is a plain polynomial."""
+
+    method: Any = None
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return Polynomial  # which it compares in sums and products, and makes their results of
+
+    def __reduce__(self) -> Any:
+        return stability_polynomial, (self.method,)
+
+    def __call__(self, arg: Any) -> Any:
+        if isinstance(arg, Polynomial):
+            return super().__call__(arg)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = _factor(self.method, np.asarray(arg))
+            return np.where(np.isfinite(found), found, super().__call__(arg))[()]
+
+
+def _factor(method: Any, z: Any) -> Any:
+    """What a step multiplies a mode by, stage by stage."""
+    factor, stages = 1.0, list[Any]()
+    for row, weight in zip(method.a, method.b, strict=True):
+        stages.append(1 + z * sum(a * stage for a, stage in zip(row, stages, strict=False)))
+        factor = factor + z * weight * stages[-1]
+    return factor
 
 
 def stability_limit(method: Any, axis: str = "real") -> float:
@@ -62,11 +94,7 @@ def stability_limit(method: Any, axis: str = "real") -> float:
     method, direction = tableau(method), -1 if axis == "real" else 1j
 
     def grows(distance: Any) -> Any:
-        factor, stages = 1.0, list[Any]()
-        for row, weight in zip(method.a, method.b, strict=True):
-            stages.append(1 + direction * distance * sum(a * stage for a, stage in zip(row, stages, strict=False)))
-            factor = factor + direction * distance * weight * stages[-1]
-        return np.abs(factor) > 1 + 1e-11
+        return np.abs(_factor(method, direction * distance)) > 1 + 1e-11
 
     along = stability_polynomial(method)(Polynomial([0, direction])).coef
     leaving = (Polynomial(along.real) ** 2 + Polynomial(along.imag) ** 2 - 1).coef  # |R|² - 1, near 0

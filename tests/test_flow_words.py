@@ -1,13 +1,17 @@
 """Holds that `gradient_flow` copies what it is given, stays finite where the motion is, and refuses in words."""
 
 import ast
+import copy
 import pathlib
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import mpmath
 import numpy as np
 import pytest
+import scipy.linalg
+from numpy.polynomial import Polynomial
 
 import companion
 from companion.gradient_flow import (
@@ -21,6 +25,7 @@ from companion.gradient_flow import (
     observed_order,
     oscillation,
     quadratic_flow,
+    stability_polynomial,
 )
 
 
@@ -140,3 +145,30 @@ def test_the_flow_is_computed_with_numpy_alone() -> None:
                 assert set(names) <= set(rooms)
             elif isinstance(node, ast.ImportFrom):
                 assert str(node.module).split(".")[0] in {"numpy", "typing", "collections", "dataclasses"}
+
+
+@pytest.mark.parametrize("unit", [1e-150, 1e-9, 1.0, 1e150])
+def test_symmetric_is_symmetric_in_any_unit(unit: float) -> None:
+    matrix = unit * np.array([[2.0, 1.0], [1.0, 3.0]])
+    expected = scipy.linalg.expm(-matrix / unit) @ [1.0, 2.0]
+    np.testing.assert_allclose(quadratic_flow(matrix, [1.0, 2.0], 1 / unit), expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="`matrix` must be symmetric"):
+        quadratic_flow(matrix * [[1.0, 1.0001], [1.0, 1.0]], [1.0, 2.0], 1 / unit)
+
+
+def test_an_oscillation_far_back_is_finite_as_long_as_it_is() -> None:
+    """One rate is -2e6: its exponential passes the largest number, and the ball has a tiny share of it."""
+    motion = {"curvature": 1e-2, "friction": 2e6}
+    found = oscillation(**motion, values=1.0, times=-3.6e-4, velocity=0.0)
+    assert found == pytest.approx(exact(**motion, start=1.0, speed=0.0, time=-3.6e-4), rel=1e-9)
+
+
+def test_a_stability_polynomial_is_a_polynomial() -> None:
+    found, plain = stability_polynomial("rk4"), Polynomial([1, 1, 1 / 2, 1 / 6, 1 / 24])
+    for each in (found, copy.copy(found), pickle.loads(pickle.dumps(found))):
+        assert isinstance(each, Polynomial)
+        np.testing.assert_allclose(each([-1.0, 2.0j]), plain(np.array([-1.0, 2.0j])), rtol=1e-15)
+    np.testing.assert_allclose((found - plain).coef, 0, atol=1e-15)
+    np.testing.assert_allclose((plain * found).coef, (found**2).coef)
+    assert found.deriv()(-1.0) == pytest.approx(plain.deriv()(-1.0))
+    assert found(-1e200) == np.inf  # where stages would say inf - inf

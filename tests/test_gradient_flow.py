@@ -572,7 +572,7 @@ def test_euler_follows_the_modified_flow_one_order_closer() -> None:
     assert observed_order(sizes, errors["modified"]) == pytest.approx(3, abs=0.1)
 
 
-@pytest.mark.parametrize("stages", [2, 5, 10])
+@pytest.mark.parametrize("stages", [2, 5, 10, 50, 150])
 def test_polynomial_of_chebyshev_is_that_of_chebyshev(stages: int) -> None:
     """R(z) = T_s(w0 + w1 z) / T_s(w0), whose highest coefficients are tiny and carry it all at the limit."""
     first_kind = np.polynomial.Chebyshev.basis(stages)
