@@ -351,6 +351,8 @@ def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> 
             found = direction_of(injected[0], oracle, injected[0] is not optimizer) if asks_itself else oracle()
             gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in found]
             answers = injected[0]._questions.answers[0] if asks_itself else found
+            if asks_itself and injected[0]._is_taken is not None:
+                oracle.take_back(unless=injected[0]._is_taken)
         variables = oracle.model.trainable_variables
         if variables:
             with _weighed(optimizer, oracle) as is_weighed:

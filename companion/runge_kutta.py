@@ -44,11 +44,11 @@ class RungeKutta(InjectedOptimizer):
        h \leftarrow h \cdot \min\bigl(5, \max(0.2,\ 0.9\, \delta^{-1/p})\bigr)
 
     A step with :math:`\delta > 1`, or where anything is infinite or NaN, is rejected: nothing moves, no weight, no
-    average, not ``iterations``, and the next step is shorter. At a millionth of the first step size it stays, and every
-    finite step is accepted. It never exceeds ``max_step``; what sets the learning rate from outside (an assignment,
-    ``LearningRateScheduler``, ``ReduceLROnPlateau``) sets the largest step from then on, up to ``max_step``. The
-    estimate is of the rule alone: it sees neither clipping nor the constraint at the end. Under ``mixed_float16`` an
-    overflow is a rejected step.
+    average, no statistic, no seed, not ``iterations``, and the next step is shorter. At a millionth of the first step
+    size it stays, and every finite step is accepted. It never exceeds ``max_step``; what sets the learning rate from
+    outside (an assignment, ``LearningRateScheduler``, ``ReduceLROnPlateau``) sets the largest step from then on, up to
+    ``max_step``, unless it sets what the learning rate is already. The estimate is of the rule alone: it sees neither
+    clipping nor the constraint at the end. Under ``mixed_float16`` an overflow is a rejected step.
 
     Needs :func:`~companion.inject`: see :class:`~companion.InjectedOptimizer`.
 

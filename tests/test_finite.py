@@ -261,3 +261,34 @@ def test_the_docstrings_own_method_survives_a_gradient_of_zero() -> None:
     model.train_on_batch(one(0.0), one(0.0))
     assert model.get_weights()[0] == 1.0
     assert companion.RungeKuttaChebyshev(0.1, stages=np.int64(3)).stages == 3
+
+
+class LeavesStatistics(RK23):
+    """Known wrong: what the first question has moved stays moved."""
+
+    def direction(self, oracle: Any, values: Any, learning_rate: Any) -> Any:
+        found = super().direction(oracle, values, learning_rate)
+        oracle._oracle._moving, oracle._oracle._start = [], []
+        return found
+
+
+@pytest.mark.parametrize(
+    "kind", [RK23, pytest.param(LeavesStatistics, marks=pytest.mark.xfail(strict=True, raises=AssertionError))]
+)
+def test_a_rejected_step_puts_back_statistics_seeds_and_states(kind: Any) -> None:
+    layers = keras.layers
+    sequence = [keras.Input((3, 2), batch_size=4), layers.SimpleRNN(2, stateful=True)]
+    model = keras.Sequential([*sequence, layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(1)])
+    model.compile(kind(0.01), "mse", run_eagerly=True)
+    x, y = np.ones((4, 3, 2), "float32"), np.ones((4, 1))
+    inject(model).train_on_batch(x, y)
+    kept = [variable.numpy().tobytes() for variable in model.variables]
+    model.optimizer.step_size.assign(1e3)  # too long, on a batch that is fine
+    for rejected, batch in ((1, np.nan * x), (2, x[::-1] * np.arange(2))):
+        model.train_on_batch(batch, 100 * y)
+        assert int(model.optimizer.rejected) == rejected
+        assert [variable.numpy().tobytes() for variable in model.variables] == kept
+    model.optimizer.step_size.assign(1e-6)
+    model.train_on_batch(x, y)
+    moved = {v.name for v, old in zip(model.variables, kept, strict=True) if v.numpy().tobytes() != old}
+    assert {"moving_mean", "moving_variance", "seed_generator_state", "bias"} <= moved
