@@ -115,19 +115,22 @@ class ImplicitEuler(InjectedOptimizer):
         :math:`P` leaves; the term :math:`(P - P^2) h / c` is the curvature of the constraints themselves.
         """
         near = self._precision(h) ** 0.5 * (1 + ops.sqrt(_dot(point, point)))
+        unit = tf.reduce_max([tf.reduce_max(tf.abs(each)) for each in slope])  # in which no square over- or underflows
+        slope = [ops.divide_no_nan(each, unit) for each in slope]
         c = ops.divide_no_nan(near, ops.sqrt(_dot(slope, slope)))
         project = self._projection(moved(point, -c, slope))
         residual = project(slope)
         rest = [ops.divide_no_nan(c, h) * (all_of_it - along) for all_of_it, along in zip(slope, residual, strict=True)]
+        bent = ops.divide_no_nan(h, c) * unit
         solution, search = [ops.zeros_like(r) for r in residual], residual
         length, goes_on = _dot(residual, residual), True
         for _ in range(self.krylov_iterations):
             along = project(search)
             distance = ops.divide_no_nan(near, ops.sqrt(_dot(along, along)))
             differences = moved(oracle(moved(point, distance, along)), -1, slopes)
-            bend = moved(along, ops.divide_no_nan(h, distance), differences)
+            bend = moved(along, h, [ops.divide_no_nan(each, distance) for each in differences])
             if along is not search:
-                bend = project(moved(bend, ops.divide_no_nan(h, c), moved(search, -1, along)))
+                bend = project(moved(bend, bent, moved(search, -1, along)))
             curvature = _dot(search, bend)
             goes_on = ops.logical_and(goes_on, ops.logical_and(curvature > 0, ops.isfinite(curvature)))
             factor = ops.divide_no_nan(length, curvature)
@@ -135,7 +138,7 @@ class ImplicitEuler(InjectedOptimizer):
             residual = _chosen(goes_on, moved(residual, -factor, bend), residual)
             before, length = length, _dot(residual, residual)
             search = moved(residual, ops.divide_no_nan(length, before), search)
-        return moved(solution, 1, rest)
+        return moved(rest, unit, solution)
 
     def _projection(self, end: list[Any]) -> Any:
         """The derivative of the constraints at a point, as a function; of none, it is the identity."""

@@ -125,3 +125,14 @@ def test_it_stays_finite_whatever_the_step(h: float) -> None:
     for _ in range(2):
         model.train_on_batch(X, (X @ MINIMUM[:, None]).astype("float32"))
     assert np.isfinite(model.get_weights()[0]).all()
+
+
+@pytest.mark.parametrize(("h", "scale"), [(1e20, 1e-10), (1e10, 1e5), (1e30, 1.0), (1e-30, 1.0)])
+def test_a_step_on_a_loss_of_any_scale(h: float, scale: float) -> None:
+    """Squares of its gradient, or h over the distance of two questions, are no float32: it did not move at all."""
+    dense = keras.layers.Dense(1, None, False, "ones")
+    model = keras.Sequential([keras.Input((2,)), dense])
+    model.compile(ImplicitEuler(h), "mse", run_eagerly=True)
+    x = scale * np.array([[1.0, 0.0], [0.0, 2.0]])
+    inject(model).train_on_batch(x, np.zeros((2, 1)))
+    np.testing.assert_allclose(dense.kernel.numpy()[:, 0], 1 / (1 + h * (x**2).sum(0)), atol=2e-3)
