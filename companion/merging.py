@@ -26,7 +26,12 @@ from companion.gradients import widened
 
 def _each(gradients: list[Any], rule: Callable[[Any], Any]) -> list[Any]:
     """Merges the rows of each variable, half precision in float32: sums of large numbers would pass its largest."""
-    return [tf.cast(rule(widened(rows)), rows.dtype) for rows in gradients]
+    tensors = [tf.convert_to_tensor(rows) for rows in gradients]
+    if wrong := [rows.dtype.name for rows in tensors if not rows.dtype.is_floating]:
+        raise ValueError(
+            f"`gradients` must be of floating point numbers. Received: tensors of dtype {', '.join(wrong)}"
+        )
+    return [tf.cast(rule(widened(rows)), rows.dtype) for rows in tensors]
 
 
 def weighted_mean(gradients: list[Any], weights: Any) -> list[Any]:
@@ -44,6 +49,7 @@ def weighted_mean(gradients: list[Any], weights: Any) -> list[Any]:
 
     Taught in chapter 14, :doc:`/notebooks/14_merging_gradients`.
     """
+    weights = widened(tf.convert_to_tensor(weights))
     shares = weights / tf.reduce_sum(weights)
     return _each(gradients, lambda rows: tf.tensordot(tf.cast(shares, rows.dtype), rows, 1))
 

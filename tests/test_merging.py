@@ -345,3 +345,14 @@ def test_a_device_without_examples_is_not_asked() -> None:
 def test_training_survives_a_faulty_device(rule: str) -> None:
     found = three_replicas()[f"faulty, {rule}"]
     assert found < 0, found
+
+
+@rule_by_name
+def test_numbers_of_any_kind_are_merged_or_refused(name: str) -> None:
+    """Integers would be divided as integers: a mean of 1 and 2 was 1, and weights of a half were 0."""
+    rule, rows = getattr(merging, name), [[1.0, 5.0], [2.0, 6.0]]
+    expected = REFERENCES[name](np.array(rows), np.ones(2))
+    for weights in ([1, 1], np.ones(2), np.full(2, 60_000, "float16")):
+        np.testing.assert_allclose(rule([rows], weights)[0], expected)
+    with pytest.raises(ValueError, match="`gradients` must be of floating point numbers"):
+        rule([np.array([[1, 5], [2, 6]])], np.ones(2))
