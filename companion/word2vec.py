@@ -4,6 +4,7 @@ The model has two tables, a row of each for every word. A step needs a few thous
 tables are, so what a step costs depends on whether anything in it goes through all of them.
 """
 
+import inspect
 import os
 import pathlib
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from companion.gradients import coalesce, scaled
 from companion.lion import Lion
 from companion.optimizers import SGD, AdamsBashforth2, Momentum, OptimisticSGD
 from companion.schedule_free import ScheduleFreeAdamW
-from companion.word_pairs import read_windows
+from companion.word_pairs import NO_LISTS, read_windows
 from companion.word_pairs import skip_gram_pairs as skip_gram_pairs
 from companion.word_pairs import vocabulary as vocabulary
 from companion.wrapping import CoalesceGradients, wrapped_by
@@ -120,7 +121,7 @@ class SkipGram(keras.Model):
         self.vocabulary: tuple[Any, ...] | None = None
         if words is not None:
             self.vocabulary = tuple(word.item() if isinstance(word, np.generic) else word for word in words)
-            if isinstance(words, str | bytes) or not (
+            if isinstance(words, NO_LISTS) or not (
                 len(set(self.vocabulary)) == len(self.vocabulary) == self.vocabulary_size
             ):
                 raise ValueError(
@@ -182,11 +183,13 @@ class SkipGram(keras.Model):
 
     def fit(self, *arguments: Any, **options: Any) -> Any:
         """Trains as every Keras model does, but refuses ``sample_weight``, which Keras drops if there are no labels."""
-        return super().fit(*arguments, **_unweighted(options))
+        _refuse_weights(super().fit, arguments, options)
+        return super().fit(*arguments, **options)
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
         """Evaluates as every Keras model does, but refuses ``sample_weight``."""
-        return super().evaluate(*arguments, **_unweighted(options))
+        _refuse_weights(super().evaluate, arguments, options)
+        return super().evaluate(*arguments, **options)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Makes one step on a batch of pairs, or of windows."""
@@ -287,7 +290,9 @@ class SkipGram(keras.Model):
             raise KeyError(f"{word!r} is not in the vocabulary")
         row = rows.index(word)
         vectors = self.centres.embeddings.numpy()
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+        for order in (np.inf, 2):  # the largest entry first, so that no square over- or underflows
+            norms = np.linalg.norm(vectors, order, axis=1, keepdims=True)
+            vectors = vectors / np.where(norms > 0, norms, 1)
         cosines = vectors @ vectors[row]
         nearest = [int(other) for other in np.argsort(-cosines, kind="stable") if other != row]
         return [(names[other], float(cosines[other])) for other in nearest[:count]]
@@ -324,17 +329,27 @@ class SkipGram(keras.Model):
         own = {name: getattr(self, name) for name in ("vocabulary_size", "dimension", "negatives", "gradients", "seed")}
         return {**super().get_config(), **own, "words": self.vocabulary and list(self.vocabulary)}
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        """Creates a model from what ``get_config`` has returned; a file has tuples as lists, and bytes as a dict."""
+        read: dict[Any, Any] = {list: tuple, dict: keras.saving.deserialize_keras_object}
+        words = [read[type(word)](word) if type(word) in read else word for word in config.get("words") or ()]
+        return cls(**{**config, "words": words or None})
+
 
 def _loss(scores: Any, near: Any, weight: Any) -> Any:
     """The sum of −log σ(s) for neighbours and −log σ(−s) for random words: softplus(s) − s, and softplus(s)."""
     return tf.reduce_sum(weight * tf.nn.softplus(scores) - near * scores)
 
 
-def _unweighted(options: dict[str, Any]) -> dict[str, Any]:
-    given = [name for name in ("sample_weight", "class_weight") if options.get(name) is not None]
-    if given:
-        raise ValueError(f"`{given[0]}` must be left out: in a SkipGram each pair counts once. Leave pairs out instead")
-    return options
+def _refuse_weights(method: Any, arguments: Any, options: dict[str, Any]) -> None:
+    bound = inspect.signature(method).bind_partial(*arguments, **options).arguments
+    for name in ("sample_weight", "class_weight"):
+        if bound.get(name) is not None:
+            raise ValueError(
+                f"`{name}` must be left out: in a SkipGram each pair counts once. Leave pairs out instead. Received: "
+                f"{name}={bound[name]!r:.60}"
+            )
 
 
 def _adds_up(layers: list[Any]) -> bool:

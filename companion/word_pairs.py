@@ -18,6 +18,9 @@ from companion.arguments import integer, number
 CHUNK = 2**17
 """Words of running text from which pairs are made and shuffled together."""
 
+NO_LISTS = (str, bytes, dict, set, frozenset)
+"""What has no order, or another one than its own numbers, or letters for words."""
+
 SECTION = CHUNK // 8
 """Words after which a document is cut: what stands before a cut and what stands behind it are no neighbours."""
 
@@ -70,7 +73,7 @@ def skip_gram_pairs(
 
     Args:
         documents: lists of words, which are read once. A window does not reach into another document.
-        words: the vocabulary, all different: the place of a word in it is its number.
+        words: the vocabulary, a list, all different: the place of a word in it is its number.
         window: the largest distance of a pair; each is as likely as any smaller one. Defaults to 5.
         negatives: random words for each pair. Defaults to 5.
         batch_size: pairs in a batch. Defaults to 1024.
@@ -131,7 +134,7 @@ def skip_gram_windows(
 
     Args:
         documents: lists of words, which are read once. A window does not reach into another document.
-        words: the vocabulary, all different: the place of a word in it is its number.
+        words: the vocabulary, a list, all different: the place of a word in it is its number.
         window: the largest distance of a pair; each is as likely as any smaller one. Defaults to 5.
         length: centres in a piece. Defaults to 22.
         shared: random words for each piece. Defaults to 16.
@@ -219,7 +222,7 @@ class _Text:
             seed = integer("seed", seed, 0)
         words = list(words) if isinstance(words, Iterator) else words
         numbers = {word: place for place, word in enumerate(words)}
-        if isinstance(words, str | bytes) or len(numbers) != len(words):
+        if isinstance(words, NO_LISTS) or len(numbers) != len(words):
             raise ValueError(f"`words` must be a list of different words. Received: words={words!r:.60}")
         texts = [np.fromiter((numbers[w] for w in text if w in numbers), "int32") for text in _lists(documents)]
         self.texts = [text[place : place + SECTION] for text in texts for place in range(0, len(text), SECTION)]
@@ -237,7 +240,31 @@ class _Text:
         self.window, self.seed = window, np.random.SeedSequence(seed).entropy  # drawn here, once, if it is None
         lengths = np.array([np.minimum(self.keep[text], 1).sum() for text in self.texts])
         self.length = lengths.sum()
-        self.pairs = sum(2 * (1 - (d - 1) / window) * np.maximum(lengths - d, 0).sum() for d in range(1, window + 1))
+        distance = np.arange(1, window + 1)
+        worth = 2 * (1 - (distance - 1) / window)  # how many pairs a word makes with one at that distance
+        expected = self.length - distance * len(lengths) + self._missing(lengths, distance)
+        self.pairs = max(0.0, float(worth @ expected))
+
+    def _missing(self, lengths: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        """How much is expected to be missing to these distances, in documents of which fewer words are kept.
+
+        Of one with many words that is nothing. Of others, :math:`P(n)`, the probability that n words are kept, is
+        found word by word, for 10,000 documents at once.
+        """
+        short = sorted((t for t, n in zip(self.texts, lengths, strict=True) if n < 5 * len(distance) + 40), key=len)
+        missing = np.zeros(len(distance))
+        for begin in range(0, len(short), 10_000):
+            some = short[begin : begin + 10_000][::-1]
+            sizes = np.array([len(text) for text in some])
+            words, starts = np.concatenate(some), np.cumsum(sizes) - sizes
+            few = np.eye(1, len(distance)).repeat(len(some), 0)
+            for place in range(sizes[0]):
+                there = few[: np.searchsorted(-sizes, -place)]
+                kept = there * np.minimum(self.keep[words[starts[: len(there)] + place]], 1)[:, None]
+                there -= kept
+                there[:, 1:] += kept[:, :-1]
+            missing += np.maximum(distance[:, None] - np.arange(len(distance)), 0) @ few.sum(0)
+        return missing
 
     def draw(self, random: np.random.Generator, size: int) -> np.ndarray:
         """Independent draws: how many of each word, then in random order, which is faster than one by one."""

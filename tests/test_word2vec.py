@@ -468,3 +468,32 @@ def test_what_cannot_be_written_leaves_no_file(words: Any, tmp_path: pathlib.Pat
     with pytest.raises(ValueError, match=r"made with `words`|white space"):
         SkipGram(4, 2, words=words).save_word2vec_format(tmp_path / "vectors.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [[("a", "b"), ("c",)], [b"a", b"b"]])
+def test_words_of_any_kind_are_read_back(words: Any, tmp_path: pathlib.Path) -> None:
+    companion.SkipGram(2, 3, words=words).save(tmp_path / "words.keras")
+    loaded = keras.saving.load_model(tmp_path / "words.keras")
+    assert loaded.vocabulary == tuple(words)
+    assert loaded.most_similar(words[0])[0][0] == words[1]
+
+
+@pytest.mark.parametrize("unit", [1e-37, 1e-25, 1e25, 1e38])
+def test_angles_do_not_depend_on_the_length_of_vectors(unit: float) -> None:
+    model = companion.SkipGram(4, 2)
+    model.centres.embeddings.assign(np.array([[1, 0], [1, 1], [0, 0], [-2, 0]], "float32") * np.float32(unit))
+    found = model.most_similar(0)
+    assert [row for row, _ in found] == [1, 2, 3]
+    np.testing.assert_allclose([cosine for _, cosine in found], [np.sqrt(0.5), 0, -1], rtol=1e-6)
+
+
+def test_weights_are_refused_where_they_stand_by_their_place() -> None:
+    model, weights = companion.SkipGram(4, 2), np.ones(1)
+    model.compile("sgd")
+    pair = (np.array([0]), np.array([[1, 2, 3, 0, 1, 2]]))
+    with pytest.raises(ValueError, match="`sample_weight` must be left out"):
+        model.fit(pair, None, 1, 1, 0, None, 0.0, None, True, None, weights)
+    with pytest.raises(ValueError, match="`class_weight` must be left out"):
+        model.fit(pair, None, 1, 1, 0, None, 0.0, None, True, {0: 2.0})
+    with pytest.raises(ValueError, match="`sample_weight` must be left out"):
+        model.evaluate(pair, None, 1, 0, weights)

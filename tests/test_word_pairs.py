@@ -228,3 +228,26 @@ def test_bad_text(make: Any, arguments: dict[str, Any], words: str) -> None:
 def test_bad_number(make: Any, name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be an integer of at least 1. Received: {name}=0"):
         make([["a", "b"] * 9], ["a", "b"], **{name: 0})
+
+
+@pytest.mark.parametrize("subsample", [1e-2, 1e-4])
+def test_as_many_batches_as_a_pass_has_where_documents_are_short(subsample: float) -> None:
+    """Of documents of two to eleven words hardly any are left: the mean length says nothing about who has pairs."""
+    random = np.random.default_rng(0)
+    texts = [(random.pareto(0.5, length) % 300).astype(int).tolist() for length in random.integers(2, 12, 4000)]
+    data = skip_gram_pairs(texts, range(300), subsample=subsample, batch_size=8, negatives=1)
+    counts = np.bincount(np.concatenate(texts), minlength=300) / sum(map(len, texts))
+    keep, pairs = np.minimum(np.sqrt(subsample / counts) + subsample / counts, 1), 0.0
+    for _ in range(10):
+        for text in texts:
+            kept = int((random.random(len(text)) < keep[text]).sum())
+            pairs += sum(2 * (6 - d) / 5 * max(kept - d, 0) for d in range(1, 6)) / 10
+    assert int(data.cardinality()) * 8 == pytest.approx(pairs, rel=0.03)
+
+
+@pytest.mark.parametrize("words", [{"a": 1, "b": 0}, {"a", "b"}, "ab"])
+def test_words_without_an_order_of_their_own_are_refused(words: Any) -> None:
+    with pytest.raises(ValueError, match="`words` must be a list of different words"):
+        skip_gram_pairs([["a", "b"]] * 99, words)
+    with pytest.raises(ValueError, match="`words` must be a list of"):
+        word2vec.SkipGram(2, words=words)
