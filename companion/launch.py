@@ -125,7 +125,7 @@ class _Stage:
         def copy() -> None:
             assert worker.stdout is not None
             for line in iter(lambda: worker.stdout.readline(_LONGEST_LINE), ""):  # type: ignore[union-attr]
-                self.write(f"[{rank}] {line.rstrip()}\n")
+                self.write(f"[{rank}] " + line.removesuffix("\n") + "\n")
 
         self.readers.append(threading.Thread(target=copy, daemon=True))
         self.readers[-1].start()

@@ -26,6 +26,8 @@ from companion.teams import connect
 # A private name of Keras, which its BackupAndRestore sets, too; checked on 3.13.2 and 3.15.1.
 _INITIAL_EPOCH = "_initial_epoch"
 
+_OWN = ("learning_rate", "shown_learning_rate", "dynamic_scale")  # of an optimizer's variables: those not averaged
+
 
 class LocalSGD(keras.callbacks.Callback):
     r"""Lets workers train by themselves and averages their weights every :math:`k` steps.
@@ -313,7 +315,7 @@ class LocalSGD(keras.callbacks.Callback):
         trainable, optimizer = self.model.trainable_variables, self.model.optimizer
         others = _floating(self.model.non_trainable_weights)
         if self.average_slots:
-            others += [v for v in _floating(optimizer.variables) if v.name not in ("learning_rate", "dynamic_scale")]
+            others += [v for v in _floating(optimizer.variables) if v.name not in _OWN]
         values = [_sent(variable) for variable in (*trainable, *others)]
         dtype = values[0].dtype if values else tf.float32
         mine = tf.constant([[*divmod(self._step, 2**20), int(early)]], dtype)  # float32 counts no further than 2²⁴

@@ -92,8 +92,8 @@ def _joined(batches: Any, y: Any, sample_weight: Any) -> Any:
     if y is not None or sample_weight is not None:
         raise ValueError("`y` and `sample_weight` must be left out where `x` is a data set: its batches hold them.")
     is_stream = isinstance(batches, tf.data.Dataset)
-    count = int(batches.cardinality()) if is_stream else len(batches)
-    if count in (0, tf.data.INFINITE_CARDINALITY):
+    count = int(batches.cardinality()) if is_stream else batches.num_batches
+    if count in (0, None, tf.data.INFINITE_CARDINALITY):
         raise ValueError(f"`x` must be a finite data set with a batch in it. Received: x={batches!r}")
     each = batches if is_stream else (batches[index] for index in range(count))
     found = [keras.utils.unpack_x_y_sample_weight(batch) for batch in each]

@@ -307,3 +307,10 @@ def test_a_reader_that_sleeps_does_not_hold_it(script: Any, tmp_path: pathlib.Pa
         launcher.terminate()
         assert launcher.wait(60) == 128 + signal.SIGTERM
     assert nobody_has(str(tmp_path))
+
+
+def test_a_line_is_shown_as_it_is(script: Any) -> None:
+    assert ran(1, script("print('a | ', end=' \\n  \\n'); print('\\tend')")) == (
+        0,
+        ["[0] a |  ", "[0]   ", "[0] \tend"],
+    )

@@ -421,3 +421,31 @@ def test_survivor_ends_without_a_launcher(tmp_path: pathlib.Path, victim: int) -
             each.wait()
     printed = (tmp_path / f"{1 - victim}.txt").read_text()
     assert f"RuntimeError: Worker {1 - victim} of 2 has lost the others in an exchange: one of them has died" in printed
+
+
+class Twin:
+    """Stands for two workers: the other one is as far, and all its numbers are thrice as large."""
+
+    rank, size = 0, 2
+
+    def gather(self, numbers: Any) -> np.ndarray:
+        return np.tile(np.array(numbers, float), (2, 1))
+
+    def total(self, tensors: Any) -> list[Any]:
+        *values, table = tensors
+        return [*(4 * value for value in values), keras.ops.tile(table[:1], (2, 1))]
+
+
+def test_averaged_slots_are_no_learning_rate_from_outside() -> None:
+    """Not what an adaptive method remembers of its own learning rate, either: it would think that another was set."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(companion.RK23(0.25), "mse")
+    model.optimizer.build(model.trainable_variables)
+    local = companion.LocalSGD(every=1, average_slots=True)
+    local.team = Twin()
+    local.set_model(model)
+    local.set_params({"steps": 1, "epochs": 2})
+    local.on_epoch_begin(0)
+    local.on_train_batch_end(0)
+    found = {variable.name: float(variable) for variable in model.optimizer.variables}
+    assert (found["learning_rate"], found["shown_learning_rate"], found["step_size"]) == (0.25, 0.25, 0.5)
