@@ -25,7 +25,7 @@ def _context_gradients(answer: Any) -> str | None:
     y = np.eye(5)[0]
     sigma = 1 / (1 + np.exp(-v @ u))
     right = np.outer(w * (sigma - y), u)
-    if np.allclose(found, right, rtol=1e-6):
+    if np.allclose(found, right, rtol=1e-5, atol=1e-6):
         return None
     known = {
         "that is the gradient for all weights one. A weight is a factor of its term of the loss.": (sigma - y, u),

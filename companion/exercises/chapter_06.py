@@ -74,7 +74,7 @@ def _merge(answer: Any) -> str | None:
 
 def _merged(merge: Any, gradients: list[Any], weights: list[float]) -> np.ndarray | str:
     """All numbers that a reader's function returns, or a hint on their structure."""
-    found = merge([list(part) for part in gradients], list(weights))
+    found = merge([[array.copy() for array in part] for part in gradients], list(weights))
     if found is None:
         return "`merge` returns None. It must return a list with one array for each variable."
     found = list(found)

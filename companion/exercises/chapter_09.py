@@ -15,14 +15,14 @@ def _step(answer: Any) -> str | None:
     number = _number(answer)
     if number is None:
         return "give a number: the weight after one step."
-    if abs(number - 1) < 1e-9:
+    if abs(number - 1) < 1e-5:
         return None
     hints = {
         -1.0: "that is where gradient descent goes, which is only the probe. Ask there, take the mean of both.",
         3.0: "that is a step with the second answer alone. Heun takes the mean of both.",
         0.0: "0 is the mean of the two answers. Where does the weight end?",
     }
-    near = [hint for value, hint in hints.items() if abs(number - value) < 1e-9]
+    near = [hint for value, hint in hints.items() if abs(number - value) < 1e-5]
     return near[0] if near else "the first answer is λθ = 4. The probe is at θ − h times that. Ask there, too."
 
 

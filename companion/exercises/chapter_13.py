@@ -22,7 +22,7 @@ def _modified(answer: Any) -> str | None:
         return f"for one theta and one h it must return one number. It returned the shape {values.shape[2:]}."
     loss, slope = (_POINTS**2 - 1) ** 2 / 4, _POINTS**3 - _POINTS
     h = np.array(_STEP_SIZES)[:, None]
-    if np.allclose(values, loss + h / 4 * slope**2, rtol=1e-9):
+    if np.allclose(values, loss + h / 4 * slope**2, rtol=1e-5):
         return None
     known = {
         "that is L itself. What do steps of size h add to it?": loss + 0 * h,
@@ -60,7 +60,7 @@ def _flow_through(answer: Any) -> str | None:
         return f"it must return one number. It returned the shape {values.shape[1:]}."
     curvature, h = np.array(stable).T
     log = np.log(1 - h * curvature)
-    if not np.allclose(values, -log / h, rtol=1e-9):
+    if not np.allclose(values, -log / h, rtol=1e-5):
         return _hint_for_flow(values, curvature, h)
     for hopeless, why in (
         ((15.0, 0.1), "beyond hλ = 1 the points change sides at every step, and a flow cannot cross its minimum"),

@@ -24,7 +24,8 @@ def _merged(answer: Any) -> str | None:
     tokens = np.array([5.0, 1.0, 2.0])
     if not np.allclose(found, tokens @ _GRADIENTS / 8):
         return _hint_for_merged(found, tokens)
-    empty = answer([*_GRADIENTS, np.full(2, np.nan)], [*_MASKS, np.zeros((2, 4))])
+    gradients, masks = [*_GRADIENTS, np.full(2, np.nan)], [*_MASKS, np.zeros((2, 4))]
+    empty = answer([each.copy() for each in gradients], [each.copy() for each in masks])
     if not np.isfinite(np.asarray(empty, "float64")).all():
         return "right, unless a device has no token at all: 0 · NaN is NaN. Leave that device out."
     if not np.allclose(np.asarray(empty, "float64"), tokens @ _GRADIENTS / 8):

@@ -92,7 +92,7 @@ def _uphill(answer: Any) -> str | None:
     number = _number(answer)
     if number is None:
         return "give a number: the weight after one step."
-    if abs(number + 0.14) < 1e-9:
+    if abs(number + 0.14) < 1e-5:
         return None
     hints = {
         0.06: "that is gradient descent. SAM steps with the gradient from 0.5 further uphill.",
@@ -100,7 +100,7 @@ def _uphill(answer: Any) -> str | None:
         0.26: "that is downhill: SAM asks where the loss is higher, to the right.",
         -0.02: "the slope is divided by its norm: SAM walks 0.5, whatever the slope is.",
     }
-    near = [hint for value, hint in hints.items() if abs(number - value) < 1e-9]
+    near = [hint for value, hint in hints.items() if abs(number - value) < 1e-5]
     return near[0] if near else "where is uphill of 0.1, and what is the slope λθ there? The step begins at 0.1."
 
 

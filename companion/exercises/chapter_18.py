@@ -69,7 +69,7 @@ def _noise_scale(answer: Any) -> str | None:
     if found is None:
         return "it must return one number for all steps."
     expected = traces.mean() / squares.mean()
-    if abs(found - expected) < 1e-6 * expected:
+    if abs(found - expected) < 1e-5 * expected:
         return None
     hints = (
         (np.mean(traces / squares), "you divide in each step and average then. Average first, divide then."),
