@@ -37,6 +37,16 @@ def compiled_loss(model: keras.Model) -> Any:
     return getattr(model, _COMPILED_LOSS)
 
 
+def of_metrics(model: keras.Model) -> set[int]:
+    """The ids of all variables of a model's metrics, those of Keras among them, whatever a subclass calls its metrics.
+
+    Args:
+        model: a compiled model.
+    """
+    metrics = [*model.metrics, *keras.Model.metrics.fget(model), *getattr(compiled_loss(model), "metrics", [])]
+    return {id(variable) for metric in metrics for variable in metric.variables}
+
+
 def layers_of(model: keras.Model) -> list[Any]:
     """A model and all the layers in it, at any depth.
 

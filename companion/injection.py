@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from companion import arguments
 from companion.backend import environment
+from companion.denominators import of_metrics
 from companion.diagnostics import Listening, detach, listener_for, listener_of, quiet
 from companion.gradients import scaled
 from companion.merging import weighted_mean
@@ -352,7 +353,7 @@ def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> 
             gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in found]
             answers = injected[0]._questions.answers[0] if asks_itself else found
             if asks_itself and injected[0]._is_taken is not None:
-                oracle.take_back(unless=injected[0]._is_taken)
+                oracle.take_back(unless=injected[0]._is_taken, but=of_metrics(oracle.model))
         variables = oracle.model.trainable_variables
         if variables:
             with _weighed(optimizer, oracle) as is_weighed:

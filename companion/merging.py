@@ -49,9 +49,12 @@ def weighted_mean(gradients: list[Any], weights: Any) -> list[Any]:
 
     Taught in chapter 14, :doc:`/notebooks/14_merging_gradients`.
     """
-    weights = widened(tf.convert_to_tensor(weights))
-    shares = weights / tf.reduce_sum(weights)
-    return _each(gradients, lambda rows: tf.tensordot(tf.cast(shares, rows.dtype), rows, 1))
+
+    def mean_of(rows: Any) -> Any:
+        shares = tf.cast(weights, rows.dtype)
+        return tf.tensordot(shares / tf.reduce_sum(shares), rows, 1)
+
+    return _each(gradients, mean_of)
 
 
 def mean(gradients: list[Any], weights: Any) -> list[Any]:

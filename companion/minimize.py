@@ -17,7 +17,7 @@ from keras import tree
 
 from companion import arguments
 from companion.batches import examples, part_of
-from companion.denominators import compiled_loss
+from companion.denominators import of_metrics
 from companion.oracle import GradientOracle
 from companion.questions import Recorder, check_question
 from companion.replicas import replicas_of
@@ -337,8 +337,7 @@ def _check_weights(variables: list[Any]) -> None:
 
 def _check_state(model: Any, scope: Recorder) -> None:
     """Raises if a question moves anything but metrics."""
-    metrics = [*model.metrics, *keras.Model.metrics.fget(model), *getattr(compiled_loss(model), "metrics", [])]
-    theirs = {id(variable) for metric in metrics for variable in metric.variables}
+    theirs = of_metrics(model)
     moved = [variable.path for key, variable in scope.assigned.items() if key not in theirs]
     if moved:
         raise ValueError(

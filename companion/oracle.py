@@ -197,14 +197,16 @@ class GradientOracle:
         finally:
             self._direction = None
 
-    def take_back(self, unless: Any) -> None:
+    def take_back(self, unless: Any, but: Any = ()) -> None:
         """Puts back what the first question has moved, unless a condition holds.
 
         Args:
             unless: a boolean tensor.
+            but: the ids of variables that stay as they are. Defaults to none.
         """
         for variable, value in zip(self._moving, self._start, strict=True):
-            variable.assign(tf.where(unless, variable, value))
+            if id(variable) not in but:
+                variable.assign(tf.where(unless, variable, value))
 
     def plain(self) -> list[Any]:
         """Asks the first question as Keras's own step does, on the variables themselves, which move as they do there.
@@ -258,9 +260,7 @@ class GradientOracle:
         Raises:
             ValueError: there is no such number: a loss is a sum, or two losses divide by different numbers.
         """
-        if self.merge is weighted_mean:
-            return self._denominator
-        return all_reduce([self._denominator])[0]
+        return self._denominator if self.merge is weighted_mean else all_reduce([self._denominator])[0]
 
     @property
     def _denominator(self) -> Any:

@@ -263,6 +263,16 @@ def test_the_docstrings_own_method_survives_a_gradient_of_zero() -> None:
     assert companion.RungeKuttaChebyshev(0.1, stages=np.int64(3)).stages == 3
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_rejected_step_still_tells_what_it_has_seen(parts: int) -> None:
+    model = line(RK23(8.0))
+    model.compile(model.optimizer, "mse", metrics=["mae"], run_eagerly=True)
+    x = np.array([[100.0], [200.0]], "float32")
+    seen = inject(model, micro_batches=parts).train_on_batch(x, 0 * x, return_dict=True)
+    assert int(model.optimizer.rejected) == 1
+    assert {name: float(value) for name, value in seen.items()} == {"loss": 25_000.0, "mae": 150.0}
+
+
 class LeavesStatistics(RK23):
     """Known wrong: what the first question has moved stays moved."""
 
