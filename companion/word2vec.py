@@ -20,6 +20,7 @@ from companion.backend import environment
 from companion.gradients import coalesce, scaled
 from companion.lion import Lion
 from companion.optimizers import SGD, AdamsBashforth2, Momentum, OptimisticSGD
+from companion.replicas import all_reduce, brought_by_one
 from companion.schedule_free import ScheduleFreeAdamW
 from companion.word_pairs import NO_LISTS, read_windows
 from companion.word_pairs import skip_gram_pairs as skip_gram_pairs
@@ -61,8 +62,8 @@ class SkipGram(keras.Model):
     :func:`~companion.word_pairs.skip_gram_pairs` returns, or :func:`~companion.word_pairs.skip_gram_windows`, which is
     several times as fast: there candidate :math:`j` counts :math:`c_{ij}` for centre :math:`i`, :math:`y_{ij}` of it as
     a neighbour, and :math:`\partial L / \partial s_{ij} = c_{ij}\, \sigma(s_{ij}) - y_{ij}`. Any Keras
-    optimizer will do: rows that occur twice in a batch are summed before an optimizer that would not sum them. But only
-    SGD without momentum leaves the rows alone that are not in the batch.
+    optimizer will do: rows that occur twice in a batch, on whatever replicas, are summed before an optimizer that would
+    not sum them. But only SGD without momentum leaves the rows alone that are not in the batch.
 
     Args:
         vocabulary_size: number of rows, at least 2.
@@ -207,13 +208,16 @@ class SkipGram(keras.Model):
                 f"compile it again. Received: trainable={self.trainable}"
             )
         loss, gradients = getattr(self, self.gradients)(*batch)
-        gradients = [gradients[table is self.contexts] for table in tables]
+        gradients, adds_up = [gradients[table is self.contexts] for table in tables], _adds_up(layers)
+        if not adds_up:  # several replicas repeat rows, too
+            gradients = all_reduce(gradients)
         if self.optimizer.loss_scale_factor is not None:  # Keras cannot divide a sparse gradient by it
             gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        elif not _adds_up(layers):
+        elif not adds_up:
             gradients = [coalesce(gradient) for gradient in gradients]
         factor = self.optimizer.scale_loss(1.0)
-        self.optimizer.apply([scaled(g, factor) for g in gradients], [table.embeddings for table in tables])
+        gradients = [scaled(gradient, factor) for gradient in gradients]
+        self.optimizer.apply(gradients if adds_up else brought_by_one(gradients), [each.embeddings for each in tables])
         return self._log(loss, pairs)
 
     def test_step(self, data: Any) -> dict[str, Any]:

@@ -501,6 +501,21 @@ keras.config.set_dtype_policy("mixed_float16")
 results["mixed_float16"] = compare(
     lambda: keras.optimizers.Adagrad(0.1), dtype="mixed_float16"
 )
+
+keras.config.set_dtype_policy("float32")
+words = np.array([1, 1, 2, 1, 2, 0]), np.array([[2, 1], [0, 1], [1, 0], [2, 2], [0, 1], [1, 2]])
+
+def vectors(where):
+    with where.scope():
+        model = companion.SkipGram(3, 2, negatives=1, seed=0)
+        model.compile(keras.optimizers.Adagrad(0.5, clipnorm=0.3), jit_compile=False)
+    model.fit(tf.data.Dataset.from_tensors((words,)).repeat(3), shuffle=False, verbose=0)
+    return np.concatenate([np.asarray(weight) for weight in model.get_weights()])
+
+of_one = vectors(tf.distribute.get_strategy())
+results["SkipGram"] = {"ours": float(np.abs(vectors(strategy) - of_one).max())}
+companion.word2vec.all_reduce = list
+results["SkipGram"]["only before the merge"] = float(np.abs(vectors(strategy) - of_one).max())
 print(json.dumps(results))
 """
 
@@ -526,3 +541,7 @@ def test_two_replicas_equal_a_dense_lookup_on_two(
     name: str, tolerance: float, which: str, replicas: dict[str, dict[str, float]]
 ) -> None:
     assert replicas[name][which] < tolerance
+
+
+def test_a_skip_gram_on_two_replicas_equals_one_device(replicas: dict[str, dict[str, float]]) -> None:
+    assert replicas["SkipGram"]["ours"] < 1e-6 < 1e-3 < replicas["SkipGram"]["only before the merge"]
