@@ -45,7 +45,8 @@ def place() -> tuple[list[str], int]:
         raise refuse(f"leave out {others}; all that train here are workers, or one `chief`, who counts as the first")
     for tasks in cluster.values():
         if not isinstance(tasks, list) or not all(
-            isinstance(each, str) and each.rpartition(":")[2].isdigit() for each in tasks
+            isinstance(each, str) and (port := each.rpartition(":")[2]).isdecimal() and int(port) < 2**16
+            for each in tasks
         ):
             raise refuse("`cluster` must list addresses, each with its port")
     addresses = [*cluster.get("chief", []), *cluster.get("worker", [])]
@@ -56,7 +57,7 @@ def place() -> tuple[list[str], int]:
             f"`task` must say which of the cluster this process is: a `type` of {sorted(cluster)} and an `index`"
         )
     index, count = str(task.get("index")), len(cluster[task["type"]])
-    if not index.isdigit() or int(index) >= count:
+    if not index.isdecimal() or int(index) >= count:
         raise refuse(f"`index` of the `task` must be an integer from 0 to {count - 1}")
     return addresses, int(index) + (len(addresses) - count if task["type"] == "worker" else 0)
 

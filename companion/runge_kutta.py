@@ -144,7 +144,8 @@ class RungeKutta(InjectedOptimizer):
         given = ops.cast(rate, "float64")
         largest = ops.clip(given, 0, ops.convert_to_tensor(self._bound, "float64"))
         self._largest.assign(ops.where(ops.equal(given, self._shown), self._largest, largest))
-        self.step_size.assign(ops.minimum(self.step_size, self._largest))
+        size = ops.convert_to_tensor(self.step_size)  # not a number where that was the learning rate set before
+        self.step_size.assign(ops.where(size <= self._largest, size, self._largest))
         rate.assign(ops.cast(ops.cast(self.step_size, "float32"), rate.dtype))
         self._shown.assign(ops.cast(rate, "float64"))
         return rate

@@ -190,6 +190,18 @@ def test_a_learning_rate_from_outside_is_the_largest_step() -> None:
     assert found[9] <= 1e4
 
 
+def test_after_a_learning_rate_that_is_no_number_another_one_holds() -> None:
+    optimizer = RK23(1.0)
+    given = {1: float("nan"), 3: 2.0}
+
+    def assign(step: int) -> None:
+        if step in given:
+            optimizer.learning_rate = given[step]
+
+    assert sizes_of(optimizer, 5, assign)[3:] == [2.0, 2.0]
+    assert int(optimizer.rejected) == 2
+
+
 def test_a_schedule_assigned_later_is_refused() -> None:
     model = line(RK23(0.1))
     model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
