@@ -52,6 +52,7 @@ TASK = {"type": "worker", "index": 0}
         ({"cluster": {"worker": TWO, "ps": ["a:1"]}, "task": TASK}, r"leave out \['ps'\]"),
         ({"cluster": {"worker": TWO, "evaluator": ["a:1"]}, "task": TASK}, r"leave out \['evaluator'\]"),
         ({"cluster": {"worker": ["here", "there"]}, "task": TASK}, "addresses, each with its port"),
+        ({"cluster": {"worker": ["a:1", "b:65536"]}, "task": TASK}, "addresses, each with its port"),
         ({"cluster": {"worker": "a:1"}, "task": TASK}, "addresses, each with its port"),
         ({"cluster": {"worker": [TWO[0], TWO[0]]}, "task": TASK}, "an address of its own for each worker"),
         ({"cluster": {"worker": []}, "task": TASK}, "an address of its own for each worker"),
