@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     starts_the_others = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
     if starts_the_others:
         os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
+    gc.set_threshold(100_000, 20, 50)  # Python's own numbers are a search every 700 objects
     if config.getoption("core") and not starts_the_others:
         schedule.start_no_process()
     if config.getoption("record_durations"):
