@@ -30,7 +30,7 @@ from tests.kit import ROOT
 from tests.kit import known_wrong_accumulation as wrong
 from tests.kit.cases import thinned
 from tests.kit.numbers import distance, identical
-from tests.kit.processes import on_devices
+from tests.kit.processes import on_devices, warm
 
 SCHEDULE = keras.optimizers.schedules.ExponentialDecay(0.05, 1, 0.8)
 pytestmark = pytest.mark.usefixtures("float64")
@@ -791,21 +791,21 @@ np.savez(folder / "weights.npz", *model.get_weights())
 """
 
 
-def start(folder: pathlib.Path) -> Any:
+def start(folder: pathlib.Path, python: str) -> Any:
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [python, "-c", RUN, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
 
 
 def test_a_killed_run_ends_where_an_uninterrupted_one_ends(tmp_path: pathlib.Path) -> None:
-    whole, killed = start(tmp_path / "whole"), start(tmp_path / "killed")
+    whole, killed = start(tmp_path / "whole", warm()), start(tmp_path / "killed", sys.executable)
     last = int(np.random.default_rng(20180726).integers(6, 25))
     lines = iter(killed.stdout)
     while int(next(lines)) < last:
         pass
     os.kill(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    again = start(tmp_path / "killed")
+    again = start(tmp_path / "killed", warm())
     seen = [int(line) for line in again.stdout]
     assert again.wait() == whole.wait() == 0
     assert 1 < seen[0] <= last + 2

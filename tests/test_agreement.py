@@ -12,6 +12,7 @@ import pytest
 
 from companion.agreement import names_of
 from companion.launch import launch
+from tests.kit.processes import warm_workers
 from tests.kit.shared import once_a_run
 
 WORKER = pathlib.Path(__file__).parent / "agreement_worker.py"
@@ -22,7 +23,8 @@ def results() -> list[dict[str, Any]]:
     """What all scenarios came to on two workers, in one launch."""
     with tempfile.TemporaryDirectory() as folder:
         out = io.StringIO()
-        assert launch(2, WORKER, [folder], out=out) == 0, out.getvalue()[-3000:]
+        with warm_workers():
+            assert launch(2, WORKER, [folder], out=out) == 0, out.getvalue()[-3000:]
         return [json.loads(pathlib.Path(folder, f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import companion
 from tests.kit import ROOT
-from tests.kit.processes import output_of
+from tests.kit.processes import output_of, warm
 
 PACKAGE = ROOT / "companion"
 # Rooms that others stand on import none of them but each other; and these ways are never taken, at any distance.
@@ -212,7 +212,7 @@ def test_make_targets_of_the_readme_exist() -> None:
 def test_readme_example_runs() -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(example.strip().splitlines()) <= 12
-    assert "accuracy" in output_of(example)
+    assert "accuracy" in output_of(example, python=warm())
 
 
 def test_layout_of_the_readme_is_true() -> None:

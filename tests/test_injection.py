@@ -24,7 +24,7 @@ from companion.launch import launch
 from companion.oracle import GradientOracle
 from companion.wrapping import CoalesceGradients
 from tests.kit import cases as kit
-from tests.kit.processes import on_devices
+from tests.kit.processes import on_devices, warm_workers
 
 L, K, P = keras.layers, keras.losses, keras.optimizers
 pytestmark = pytest.mark.usefixtures("float64")
@@ -654,8 +654,9 @@ def two_workers() -> list[dict[str, Any]]:
         script = pathlib.Path(folder) / "worker.py"
         script.write_text(WORKER)
         printed = io.StringIO()
-        assert launch(2, script, [str(script)], out=printed) == 0, printed.getvalue()[-3000:]
-        subprocess.run([sys.executable, str(script), str(script)], check=True, capture_output=True)
+        with warm_workers():
+            assert launch(2, script, [str(script)], out=printed) == 0, printed.getvalue()[-3000:]
+            subprocess.run([sys.executable, str(script), str(script)], check=True, capture_output=True)
         return [json.loads(script.with_suffix(f".{name}").read_text()) for name in ("0", "1", "alone")]
 
 

@@ -16,7 +16,7 @@ import pytest
 import companion
 from companion import local_sgd, teams
 from companion.launch import _free_ports as free_ports
-from tests.kit.teams import BATCH, BY_NAME, EXAMPLES, RATE, WORKER, examples, found, result, slope, start
+from tests.kit.teams import BATCH, BY_NAME, EXAMPLES, RATE, WORKER, examples, found, result, slope, start, warmly
 
 
 def by_hand(scenario: dict[str, Any], begin: np.ndarray) -> list[np.ndarray]:
@@ -366,7 +366,7 @@ def test_killed_at_random_and_resumed(tmp_path: pathlib.Path, pytestconfig: pyte
     generator = np.random.default_rng()
     whole = tmp_path / "whole"
     whole.mkdir()
-    assert start(2, [{**RUN, "local": LOCAL}], whole)[0] == 0
+    assert warmly(2, [{**RUN, "local": LOCAL}], whole)[0] == 0
     expected = found(whole, "run", 2)
     backup = {**LOCAL, "backup_dir": str(tmp_path / "backups")}
     moments = {"kill": 20, "in exchange": 8, "in backup": 2}
@@ -376,11 +376,11 @@ def test_killed_at_random_and_resumed(tmp_path: pathlib.Path, pytestconfig: pyte
     for what, latest in moments.items():
         saboteur = [int(generator.integers(2)), what, int(generator.integers(1, latest + 1))]
         started = time.monotonic()
-        status, printed = start(2, [{**RUN, "local": backup, "saboteur": saboteur}], tmp_path)
+        status, printed = warmly(2, [{**RUN, "local": backup, "saboteur": saboteur}], tmp_path)
         assert status == 137, (saboteur, printed[-2000:])
         assert time.monotonic() - started < 120
         assert f"Worker {saboteur[0]} of 2 was killed by SIGKILL: the others are stopped." in printed
-    assert start(2, [{**RUN, "local": backup}], tmp_path)[0] == 0
+    assert warmly(2, [{**RUN, "local": backup}], tmp_path)[0] == 0
     for mine, theirs in zip(found(tmp_path, "run", 2), expected, strict=True):
         for key in ("weights", "slots", "exchanges", "bytes", "iterations"):
             np.testing.assert_array_equal(mine[key], theirs[key], err_msg=f"{key} {moments}")

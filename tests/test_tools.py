@@ -1,13 +1,17 @@
 """Holds the tools that choose tests, break the package, and keep the project: and the files that others rely on."""
 
+import pathlib
 import re
+import subprocess
+import sys
+import time
 from typing import Any
 
 import pytest
 
 from tests.kit import ROOT
 from tests.kit.cases import thinned
-from tools import browser, changed, mutants
+from tools import browser, changed, mutants, warm
 
 
 @pytest.mark.parametrize(
@@ -69,3 +73,34 @@ def test_locks_have_the_hash_of_every_file(name: str) -> None:
     entries = re.split(r"\n(?=[a-z0-9])", (ROOT / name).read_text())[1:]
     assert entries
     assert all("--hash=sha256:" in entry for entry in entries if "==" in entry.split("\n")[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is Python itself")
+def test_a_warm_python_does_as_python_does(tmp_path: pathlib.Path) -> None:
+    script = tmp_path / "script.py"
+    program = "import os, sys; print(sys.argv[1:], __name__, os.getcwd(), *os.environ, 'colorsys' in sys.modules)"
+    script.write_text(program)
+    here: Any = {"cwd": tmp_path, "env": {"X": "1"}, "capture_output": True, "text": True}
+    found = []
+    for python in (sys.executable, warm.interpreter(tmp_path, sys.executable, "colorsys")):
+        words = [["script.py", "a"], ["-u", "-m", "script", "a"], ["-c", program, "a"], ["-c", "nonsense"]]
+        words += [["-c", f"import sys; sys.exit({status!r})"] for status in (None, 3, "words")]
+        words += [["-c", f"import os; os.kill(os.getpid(), {number})"] for number in (9, 15)]
+        done = [subprocess.run([python, *each], **here) for each in words]
+        found.append([(each.returncode, each.stdout, each.stderr.splitlines()[-1:]) for each in done])
+    (tmp_path / "nest").unlink()
+    assert found[1] == [(code, out.replace("False", "True"), error) for code, out, error in found[0]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is Python itself")
+def test_a_warm_python_ends_with_its_command(tmp_path: pathlib.Path) -> None:
+    beating = f"import time\nwhile True: open({str(tmp_path / 'heart')!r}, 'a').write('x'); time.sleep(0.01)"
+    with subprocess.Popen([warm.interpreter(tmp_path, sys.executable), "-c", beating]) as command:
+        while not (tmp_path / "heart").exists():
+            time.sleep(0.01)
+        command.kill()
+    (tmp_path / "nest").unlink()
+    time.sleep(0.1)
+    beats = (tmp_path / "heart").stat().st_size
+    time.sleep(0.1)
+    assert (tmp_path / "heart").stat().st_size == beats

@@ -41,10 +41,10 @@ def programs(page: str) -> list[Program]:
     ]
 
 
-def outputs(page: pathlib.Path) -> list[str]:
+def outputs(page: pathlib.Path, python: str = sys.executable) -> list[str]:
     """What each program of a page prints now, or its traceback."""
     here = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, "-m", "tools.programs", "--here", str(page)]
+    command = [python, "-m", "tools.programs", "--here", str(page)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | here, capture_output=True, text=True, timeout=600)
     if not done.stdout:
         raise RuntimeError(done.stderr[-3000:])

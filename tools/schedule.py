@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tools import warm
+
 RECORD = pathlib.Path(__file__).parent.parent / "tests" / "durations.json"
 QUICK = 1.0
 """Seconds of processor time above which a test is not of the quick core."""
@@ -61,7 +63,8 @@ class Recorder:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Any:
         """Notes on each report what has been used since the one before."""
         report = yield
-        now = sum(os.times()[:4])
+        folder, me = pathlib.Path(os.environ["COMPANION_TESTS_SHARE"]), os.environ.get("PYTEST_XDIST_WORKER", "")
+        now = sum(os.times()[:4]) + warm.seconds(folder, me)
         report.processor_seconds, self.last = now - getattr(self, "last", now), now
         return report
 

@@ -4,13 +4,13 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.kit import ROOT
+from tests.kit.processes import warm
 from tests.kit.shared import folder, once_a_run
 from tools.adopt import address, adopt
 
@@ -74,7 +74,7 @@ def adopted() -> pathlib.Path:
         "parts": [{"chapters": [{"file": "notebooks/01_what_is_an_optimizer"}, {"file": "book/claims"}]}],
     }
     (source / "_toc.yml").write_text(yaml.safe_dump(contents))
-    command = [sys.executable, "-m", "tools.book", "-q"]
+    command = [warm(), "-m", "tools.book", "-q"]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return source / "_build" / "html"

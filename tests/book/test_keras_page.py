@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.book.reading import ROOT
+from tests.kit.processes import warm
 from tools.programs import Program, outputs, programs
 
 PAGE = ROOT / "book" / "keras.md"
@@ -20,7 +21,7 @@ def printed() -> dict[str, str]:
     assert {f"keras=={named[1]}", f"tensorflow=={named[2]}"} <= set((ROOT / "requirements.txt").read_text().split())
     if (keras.__version__, tf.__version__) != named.groups():
         pytest.skip(f"the page is about Keras {named[1]} and TensorFlow {named[2]}")
-    return {fault.heading: output for fault, output in zip(FAULTS, outputs(PAGE), strict=True)}
+    return {fault.heading: output for fault, output in zip(FAULTS, outputs(PAGE, warm()), strict=True)}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.heading)

@@ -14,6 +14,7 @@ import pytest
 
 import companion
 from tests.book.reading import ROOT
+from tests.kit.processes import warm
 from tools.programs import outputs, programs
 
 PAGE = ROOT / "book" / "recipes.md"
@@ -22,7 +23,7 @@ RECIPES = programs(PAGE.read_text())
 
 @pytest.fixture(scope="module")
 def printed() -> dict[str, str]:
-    return {recipe.heading: output for recipe, output in zip(RECIPES, outputs(PAGE), strict=True)}
+    return {recipe.heading: output for recipe, output in zip(RECIPES, outputs(PAGE, warm()), strict=True)}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.heading)

@@ -1,12 +1,16 @@
 """Programs in processes of their own, for what must be settled before TensorFlow starts."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
-from tests.kit import ROOT
+from tests.kit import ROOT, shared
+from tools.warm import interpreter
 
 _SEVERAL_DEVICES = """
 import gc, json, os, sys
@@ -30,11 +34,23 @@ os._exit(0)
 """
 
 
-def output_of(program: str, *arguments: str, **environment: str) -> str:
+def warm() -> str:
+    """A Python that has imported Keras already, and TensorFlow has started no device; one for all tests of a run."""
+    return interpreter(shared.folder(), sys.executable, "keras", "tensorflow", "scipy.stats", "pytest", "hypothesis")
+
+
+@contextlib.contextmanager
+def warm_workers() -> Iterator[None]:
+    """What `companion.launch` starts here are such Pythons."""
+    with mock.patch.object(sys, "executable", warm()):
+        yield
+
+
+def output_of(program: str, *arguments: str, python: str = sys.executable, **environment: str) -> str:
     """What a Python program prints, in the root of the project, where it may import what a test may."""
     places = [str(ROOT), str(ROOT / "book" / "_ext"), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
+        [python, "-c", program, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -47,4 +63,6 @@ def output_of(program: str, *arguments: str, **environment: str) -> str:
 
 def on_devices(devices: int, program: str) -> Any:
     """What a program prints last, as JSON, where the processor is several devices; `json` and `tf` are imported."""
-    return json.loads(output_of(_SEVERAL_DEVICES.format(devices=devices, program=program)).splitlines()[-1])
+    return json.loads(
+        output_of(_SEVERAL_DEVICES.format(devices=devices, program=program), python=warm()).splitlines()[-1]
+    )
