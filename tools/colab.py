@@ -1,10 +1,12 @@
 """Runs every notebook as Colab would: Colab's versions, an empty folder, and the install cell exactly as it stands.
 
 The repository's address is redirected to a copy of this checkout, in which the release's tag points to the present
-state, so nothing has to be published first. Usage: python -m tools.colab PYTHON [pytest arguments …] where PYTHON is
-an interpreter that has tools/requirements-colab.txt installed and `companion` not.
+state, so nothing has to be published first. The first notebook runs in a Python of its own, the others in some forked
+from one that has imported Keras (tools/warm.py). Usage: python -m tools.colab PYTHON [pytest arguments …] where PYTHON
+is an interpreter that has tools/requirements-colab.txt installed and `companion` not.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -13,6 +15,9 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+
+from tools import warm
+from tools.kernel import prepare_environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -43,9 +48,22 @@ def main(python: str, arguments: list[str]) -> int:
             subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "keras-optimizer-companion"], check=True)
         command = [python, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", name]
         *others, first = map(str, sorted(content.glob("*.ipynb"), key=_length, reverse=True))
+        prepare_environment()
         # The first notebook installs `companion`, alone: two at a time would get into each other's way. A short one.
-        runs = [[*command, first], [*command, *arguments, *others]]
-        return max(subprocess.run(run, cwd=folder, env=os.environ | redirect).returncode for run in runs)
+        status = subprocess.run([*command, first], cwd=folder, env=os.environ | redirect).returncode
+        kernels = {"JUPYTER_PATH": str(_warm_kernels(folder, python))}
+        run = [*command, *arguments, *others]
+        return max(status, subprocess.run(run, cwd=folder, env=os.environ | redirect | kernels).returncode)
+
+
+def _warm_kernels(folder: pathlib.Path, python: str) -> pathlib.Path:
+    """Where Jupyter finds the kernel of that Python, forked."""
+    place = folder / "jupyter" / "kernels" / "python3"
+    place.mkdir(parents=True)
+    interpreter = warm.interpreter(folder, python, "keras", "tensorflow", "sklearn.datasets")
+    start = [interpreter, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (place / "kernel.json").write_text(json.dumps({"argv": start, "display_name": "Python 3", "language": "python"}))
+    return folder / "jupyter"
 
 
 def _length(notebook: pathlib.Path) -> int:
