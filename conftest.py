@@ -2,14 +2,16 @@
 
 import gc
 import os
+import pathlib
 import shutil
 import signal
+import sys
 import tempfile
 from typing import Any
 
 import pytest
 
-from tools import schedule
+from tools import schedule, warm
 from tools.figure_data import differences
 from tools.kernel import prepare_environment
 
@@ -46,6 +48,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(schedule.Recorder())
     if config.getoption("nbval", default=False):
         _compare_figures()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Forks pytest's other processes, too, from one that has imported Keras, which those with notebooks need not."""
+    if not config.getoption("nbval", default=False):
+        folder = pathlib.Path(os.environ["COMPANION_TESTS_SHARE"])
+        for spec in specs:
+            spec.python = warm.interpreter(folder, sys.executable, *warm.FOR_TESTS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -25,8 +25,11 @@ import traceback
 import types
 from typing import NoReturn
 
+FOR_TESTS = ("keras", "tensorflow", "scipy.stats", "sklearn.datasets", "pytest", "hypothesis")
+"""What tests of the package import, and none of their own."""
 _COMMAND = """#!{python} -IS
 import array, json, os, signal, socket, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 nest = socket.socket(socket.AF_UNIX)
 nest.connect({address!r})
 words = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()

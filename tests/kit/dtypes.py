@@ -1,13 +1,14 @@
-"""The dtype in which a test computes."""
+"""The dtype in which a test computes. Keras is imported late: pytest's first process reads this and runs no test."""
 
 from collections.abc import Iterator
 
-import keras
 import pytest
 
 
 def set_dtype(dtype: str) -> None:
     """What Keras makes from here on has this dtype."""
+    import keras
+
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
 
@@ -15,6 +16,8 @@ def set_dtype(dtype: str) -> None:
 @pytest.fixture
 def dtype_put_back() -> Iterator[None]:
     """Puts back what a test may change for the whole process."""
+    import keras
+
     floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
     yield
     keras.config.set_floatx(floatx)

@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 from tests.kit import ROOT, shared
-from tools.warm import interpreter
+from tools.warm import FOR_TESTS, interpreter
 
 _SEVERAL_DEVICES = """
 import gc, json, os, sys
@@ -36,7 +36,7 @@ os._exit(0)
 
 def warm() -> str:
     """A Python that has imported Keras already, and TensorFlow has started no device; one for all tests of a run."""
-    return interpreter(shared.folder(), sys.executable, "keras", "tensorflow", "scipy.stats", "pytest", "hypothesis")
+    return interpreter(shared.folder(), sys.executable, *FOR_TESTS)
 
 
 @contextlib.contextmanager
