@@ -50,10 +50,10 @@ def main(python: str, arguments: list[str]) -> int:
         *others, first = map(str, sorted(content.glob("*.ipynb"), key=_length, reverse=True))
         prepare_environment()
         # The first notebook installs `companion`, alone: two at a time would get into each other's way. A short one.
-        status = subprocess.run([*command, first], cwd=folder, env=os.environ | redirect).returncode
-        kernels = {"JUPYTER_PATH": str(_warm_kernels(folder, python))}
+        with subprocess.Popen([*command, first], cwd=folder, env=os.environ | redirect) as alone:
+            kernels = {"JUPYTER_PATH": str(_warm_kernels(folder, python))}  # meanwhile: it takes as long
         run = [*command, *arguments, *others]
-        return max(status, subprocess.run(run, cwd=folder, env=os.environ | redirect | kernels).returncode)
+        return max(alone.returncode, subprocess.run(run, cwd=folder, env=os.environ | redirect | kernels).returncode)
 
 
 def _warm_kernels(folder: pathlib.Path, python: str) -> pathlib.Path:
