@@ -31,6 +31,7 @@ from tests.kit import known_wrong_accumulation as wrong
 from tests.kit.cases import thinned
 from tests.kit.numbers import distance, identical
 from tests.kit.processes import on_devices, warm
+from tests.kit.ready import ready
 
 SCHEDULE = keras.optimizers.schedules.ExponentialDecay(0.05, 1, 0.8)
 pytestmark = pytest.mark.usefixtures("float64")
@@ -298,6 +299,7 @@ def dense_model(dtype: str | None = None) -> keras.Model:
 def fit(optimizer: Any, batch_size: int, epochs: int = 1, callbacks: Any = (), examples: int = 48, **mode: Any) -> Any:
     model = dense_model()
     model.compile(optimizer, "mse", **mode)
+    ready(model)
     x, y = INPUTS[:examples], TARGETS[:examples]
     model.fit(x, y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks))
     return model

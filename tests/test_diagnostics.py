@@ -16,6 +16,7 @@ from tests.kit import cases as kit
 from tests.kit.dtypes import set_dtype
 from tests.kit.network import flat, forward, loss_and_gradient, softmax
 from tests.kit.processes import on_devices
+from tests.kit.ready import ready
 
 L, P = keras.layers, keras.optimizers
 DIALS = ("gradient_norm", "update_ratio", "noise_scale")
@@ -31,7 +32,7 @@ def network(optimizer: Any = None, constraint: Any = None, **options: Any) -> An
     model = keras.Sequential([keras.Input((5,)), *layers])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer or P.SGD(0.5), loss, **{"jit_compile": False, **options})
-    return model
+    return ready(model)
 
 
 def gradient(weights: Any, rows: Any = slice(None), x: Any = X, y: Any = CLASSES) -> np.ndarray:

@@ -25,6 +25,7 @@ from companion.oracle import GradientOracle
 from companion.wrapping import CoalesceGradients
 from tests.kit import cases as kit
 from tests.kit.processes import on_devices, warm_workers
+from tests.kit.ready import ready
 
 L, K, P = keras.layers, keras.losses, keras.optimizers
 pytestmark = pytest.mark.usefixtures("float64")
@@ -76,7 +77,7 @@ def train(
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = build()
         model.compile(optimizer(), loss or cross_entropy(), **{"jit_compile": False, **options})
-    prepare(model)
+    prepare(model if strategy else ready(model))
     fit = {"batch_size": 14, "epochs": 4, "shuffle": False, "verbose": 0, **(fit or {})}
     history = model.fit(x, y, sample_weight=sample_weight, **fit)
     return model, history.history

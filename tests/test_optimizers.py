@@ -28,6 +28,7 @@ from tests.kit.cases import thinned
 from tests.kit.dtypes import set_dtype
 from tests.kit.numbers import distance, identical
 from tests.kit.processes import on_devices, output_of, warm
+from tests.kit.ready import ready
 
 STEPS = 200
 BATCHES = 20
@@ -351,6 +352,7 @@ class LearningRates(keras.callbacks.Callback):
 def fitted(optimizer: Any, epochs: int = 1, callbacks: Any = (), **compile_arguments: Any) -> keras.Model:
     data, model = datasets.digits(), mlp()
     model.compile(optimizer, cross_entropy, **compile_arguments)
+    ready(model)
     model.fit(
         data.x_train[:480],
         data.y_train[:480],

@@ -15,6 +15,7 @@ from keras.src.random.seed_generator import global_seed_generator
 from companion import CoalesceGradients, InjectedOptimizer, inject
 from tests.kit.models import CASES, RANDOM_LAYERS, RANDOM_LOSSES, SGD, Case
 from tests.kit.processes import on_devices
+from tests.kit.ready import ready
 
 pytestmark = pytest.mark.filterwarnings("ignore:Gradients do not exist")
 
@@ -48,7 +49,7 @@ def numbers_of(case: Case) -> list[tuple[str, Any]]:
 
 def steps(case: Case, prepare: Callable[[Any], Any], how: str = "eager", count: int = 3) -> tuple[Any, Any]:
     """What every step shows, and what everything is afterwards."""
-    prepare(case.model)
+    prepare(case.model if how == "eager" else ready(case.model))
     step = case.model.train_step
     if how != "eager":
         step = tf.function(step, autograph=False, jit_compile=how == "XLA", reduce_retracing=True)

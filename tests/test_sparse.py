@@ -21,6 +21,7 @@ from companion.wrapping import CoalesceGradients
 from tests.kit import numbers
 from tests.kit.cases import thinned
 from tests.kit.processes import on_devices
+from tests.kit.ready import ready
 
 ROWS = 5
 REPEATED = ((1, 1, 2),) * 3  # the same batch in each of three steps
@@ -104,7 +105,7 @@ def model_of(lookup: str, optimizer: Any, dtype: str = "float64", **compile_argu
     loss_dtype = "float32" if dtype == "mixed_float16" else dtype
     arguments = {"run_eagerly": True, **compile_arguments}
     model.compile(optimizer, keras.losses.MeanSquaredError(dtype=loss_dtype), **arguments)
-    return model
+    return ready(model)
 
 
 def train(model: Any, batches: Any = REPEATED) -> Any:

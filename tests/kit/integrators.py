@@ -8,6 +8,7 @@ import numpy as np
 
 from companion import RungeKutta, RungeKuttaChebyshev, inject
 from tests.kit.network import loss_and_gradient
+from tests.kit.ready import ready
 
 L = keras.layers
 
@@ -183,7 +184,7 @@ def prepared(optimizer: Any, build: Callable[[], Any] = sequential, micro_batche
     """A model that was made, compiled and injected."""
     model = build()
     model.compile(optimizer, "mse", **{"jit_compile": False, **options})
-    return inject(model, micro_batches)
+    return inject(ready(model), micro_batches)
 
 
 def arrays(model: Any) -> Values:
