@@ -8,7 +8,8 @@ where TensorFlow allows a branch that holds what replicas do together; they talk
 import functools
 import itertools
 import types
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +22,7 @@ from companion import arguments
 from companion.gradients import all_finite, coalesce
 from companion.replicas import across_replicas, brought_by_one, everywhere, replica_id
 from companion.sums import GradientSums, MicroBatch, Windows, fitting_weight, of_subset
-from companion.wrapping import WrappingOptimizer, averages_of, index_in, wrapped_by
+from companion.wrapping import WrappingOptimizer, averages_of, index_in, name_of, wrapped_by
 
 _CHOICES = {
     "normalize": ("mean", "sum", "weight"),
@@ -108,7 +109,7 @@ class GradientAccumulation(WrappingOptimizer):
     since its own last update, as soon as every one has received ``steps`` micro-batches, or the same subset has come
     ``steps`` times since its last update. So two players have windows of their own, and a variable that is in every
     second call is trained, too. ``iterations`` counts the updates of all subsets, as in Keras. A variable that is no
-    longer ``trainable`` does not move: what it has received is forgotten when its window ends.
+    longer ``trainable`` does not move, though a gradient comes: what it has received is forgotten when its window ends.
 
     The gradient of an embedding stays sparse: the wrapped optimizer receives each row that the window has touched once.
 
@@ -206,7 +207,8 @@ class GradientAccumulation(WrappingOptimizer):
 
         Raises:
             ValueError: the optimizer is not built and there are no variables; variables and gradients do not match; a
-                variable is unknown; a weight is negative, or missing where it is needed. Nothing was added.
+                variable is unknown, or given twice; a weight is negative, or missing where it is needed. Nothing was
+                added. (``tf.errors.InvalidArgumentError`` in a graph, for what is known late.)
         """
         if tf.distribute.in_cross_replica_context():
             raise ValueError("apply() must be called in a replica context: in the function given to strategy.run().")
@@ -215,16 +217,33 @@ class GradientAccumulation(WrappingOptimizer):
         else:
             weight = None
         grads = list(grads)
-        if grads:
-            _, given = self._matched(grads, trainable_variables)
-            pairs = {index_in(self, variable): gradient for gradient, variable in given}
+        if not grads:
+            return
+        _, given, fitting = self._matched(grads, trainable_variables)
+        pairs = {index_in(self, variable): gradient for gradient, variable in given if _is_trained(variable)}
+        names = [name_of(variable) for _, variable in given]
+        if len(pairs) < len(names):
+            frozen = [name_of(variable) for _, variable in given if not _is_trained(variable)]
+            if len(pairs) + len(frozen) < len(names):
+                raise ValueError(f"`trainable_variables` must not hold a variable twice. Received: {names}")
+            warnings.warn(f"Variables {frozen} are not trainable: their gradients are left out.", stacklevel=2)
+        self._check_subset(pairs)
+        if pairs:
             batch = MicroBatch(tuple(sorted(pairs)), tuple(pairs[index] for index in sorted(pairs)), weight)
-            known = set(itertools.chain(*self._windows.subsets))
+            # The kind of gradient that comes first stays the variable's kind in this process.
+            sparse = {index for index in pairs if isinstance(pairs[index], tf.IndexedSlices)}
+            self._sums.sparse |= sparse - self._windows.known
             self._windows.note(batch.subset)
-            if not self.loss_scale_factor:  # Keras cannot divide a sparse gradient by it
-                # The kind of gradient that comes first stays the variable's kind in this process.
-                self._sums.sparse |= {i for i in batch.subset if isinstance(pairs[i], tf.IndexedSlices)} - known
-            across_replicas(self._strategy, self._micro_step, batch)
+            with fitting:
+                across_replicas(self._strategy, self._micro_step, batch)
+
+    def _check_subset(self, indices: Collection[int]) -> None:
+        if len(indices) < len(self._trainable_variables) and self._parts:
+            raise ValueError(
+                "`grads` must hold a gradient for every variable, since a MultiOptimizer takes no fewer: let a "
+                "companion.ParameterGroups do its work. Received: gradients for "
+                f"{[name_of(self._trainable_variables[index]) for index in indices]} only"
+            )
 
     @contextmanager
     def weighed(self, weight: Any) -> Iterator[None]:
@@ -303,8 +322,11 @@ class GradientAccumulation(WrappingOptimizer):
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
             sums = brought_by_one([coalesce(total) for total in context.all_reduce(tf.distribute.ReduceOp.SUM, sums)])
+        self._check_subset(subset)
         variables = [self._trainable_variables[index] for index in subset]
         means = self._sums.means(sums, None if self.normalize == "sum" else weights, variables)
+        if self.loss_scale_factor:  # which Keras cannot divide a sparse gradient by
+            means = [tf.convert_to_tensor(mean) for mean in means]
         self.inner_optimizer.apply(means, variables)
 
     def flush(self) -> None:
@@ -325,7 +347,7 @@ class GradientAccumulation(WrappingOptimizer):
             return
         eager, everything = tf.executing_eagerly(), range(len(self._accumulators))
         ended = np.flatnonzero(self.window.numpy()[_MICRO_BATCHES]).tolist() if eager else everything
-        frozen = [not getattr(variable, "trainable", True) for variable in self._trainable_variables]
+        frozen = [not _is_trained(variable) for variable in self._trainable_variables]
         together = lambda index: (frozen[index], *(index in subset for subset in self._windows.subsets))  # noqa: E731
         groups = [tuple(group) for _, group in itertools.groupby(sorted(ended, key=together), together)]
         if groups:
@@ -362,6 +384,10 @@ class GradientAccumulation(WrappingOptimizer):
 
 
 def _nothing() -> None: ...
+
+
+def _is_trained(variable: Any) -> bool:
+    return bool(getattr(variable, "trainable", True))
 
 
 class FlushAtEpochEnd(keras.callbacks.Callback):

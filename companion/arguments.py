@@ -53,8 +53,13 @@ def learning_rate(value: Any) -> Any:
         value: what was given.
 
     Raises:
-        ValueError: it is negative, not finite, or not a number.
+        ValueError: it is negative, not finite, or not a number; or a variable, which would be read this once only.
     """
+    if hasattr(value, "assign") and not callable(value):
+        raise ValueError(
+            "`learning_rate` must be a number, a schedule or a callable. To follow a variable, give "
+            f"`lambda: variable`. Received: learning_rate={value!r}"
+        )
     return value if callable(value) else number("learning_rate", value, 0)
 
 

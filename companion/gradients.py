@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -34,6 +35,15 @@ def with_values(gradient: Any, function: Callable[[Any], Any]) -> Any:
     return function(gradient)
 
 
+def values_of(gradient: Any) -> Any:
+    """The numbers of a gradient, dense or sparse.
+
+    Args:
+        gradient: a tensor or a ``tf.IndexedSlices``.
+    """
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
 def widened(gradient: Any, sparse: bool = True) -> Any:
     """A gradient in at least float32, so that a sum over parts keeps what half precision would lose.
 
@@ -46,6 +56,50 @@ def widened(gradient: Any, sparse: bool = True) -> Any:
     if gradient is None or gradient.dtype not in (tf.float16, tf.bfloat16):
         return gradient
     return with_values(gradient, lambda values: tf.cast(values, tf.float32))
+
+
+def fitting_gradient(gradient: Any, variable: Any, name: str) -> Any:
+    """Returns a gradient as a tensor or a ``tf.IndexedSlices``, or raises if it cannot be that of a variable.
+
+    Args:
+        gradient: what was given.
+        variable: a Keras variable.
+        name: what to call it.
+
+    Raises:
+        ValueError: the shape, the kind of number or an index is wrong. What is not known yet fails later: the tensor
+            that is returned is then another one, and waits for that.
+    """
+    sparse = isinstance(gradient, tf.IndexedSlices)
+    wrong = (
+        f"A gradient must have the shape of its variable, {tuple(variable.shape)} for {name!r}, and "
+        "floating-point numbers; a sparse one rows that are there. Received: "
+    )
+    try:
+        values = tf.convert_to_tensor(gradient.values if sparse else gradient)
+        indices: Any = tf.convert_to_tensor(gradient.indices) if sparse else None
+    except (TypeError, ValueError):
+        raise ValueError(f"{wrong}{gradient!r}") from None
+    if not sparse or indices is not gradient.indices or values is not gradient.values:
+        gradient = tf.IndexedSlices(values, indices, gradient.dense_shape) if sparse else values
+    shape = tf.TensorShape([None, *variable.shape[1:]] if sparse else variable.shape)
+    fits = values.dtype.is_floating and shape.is_compatible_with(values.shape)
+    if fits and sparse:
+        fits = indices.shape.is_compatible_with(values.shape[:1])
+        if fits and tf.executing_eagerly():
+            fits = not np.any(indices.numpy() < 0) and not np.any(indices.numpy() >= variable.shape[0])
+    if not fits:
+        raise ValueError(
+            f"{wrong}shape={'unknown' if values.shape.rank is None else tuple(values.shape)}, "
+            f"dtype={values.dtype.name}" + (f", indices={indices}" if sparse else "")
+        )
+    if values.shape.rank is None or not values.shape[1 if sparse else 0 :].is_fully_defined():
+        gradient = with_values(gradient, lambda values: tf.ensure_shape(values, shape))
+    if sparse and not tf.executing_eagerly():
+        there = tf.reduce_all((indices >= 0) & (indices < variable.shape[0]))
+        with tf.control_dependencies([tf.debugging.Assert(there, [wrong, "indices=", indices])]):
+            gradient = with_values(gradient, tf.identity)
+    return gradient
 
 
 def kind_of(gradient: Any) -> str:
@@ -88,7 +142,7 @@ def all_finite(tensors: list[Any]) -> Any:
     """
     sums = []
     for values in tensors:
-        values = values.values if isinstance(values, tf.IndexedSlices) else values
+        values = values_of(values)
         if (values.shape.rank or 0) > 1 and values.shape[-1]:
             values = _row_sums(values)
         sums.append(tf.reduce_sum(values))
@@ -123,7 +177,7 @@ def square(gradient: Any, dtype: str, in_xla: bool) -> Any:
     if gradient is None:
         return tf.zeros((), dtype)
     wide = widened(gradient)
-    values = wide.values if isinstance(wide, tf.IndexedSlices) else wide
+    values = values_of(wide)
     if in_xla and (values.shape.rank or 0) > 1 and (values.shape[-1] or 1) > 1:
         return tf.cast(tf.reduce_sum(_row_sums(values * values)), dtype)
     return tf.cast(2 * tf.nn.l2_loss(values), dtype)

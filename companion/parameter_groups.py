@@ -227,9 +227,11 @@ class ParameterGroups(WrappingOptimizer):
         grads = list(grads)
         if not grads:
             return
-        variables, given = self._matched(grads, trainable_variables)
-        given = self._clipped([pair for pair in given if self._rule_and_factor(pair[1])[1]])
-        with self._all_or_nothing(variables):
+        variables, given, fitting = self._matched(grads, trainable_variables)
+        with fitting, self._all_or_nothing(variables), self._frozen_stay():
+            given = self._clipped([pair for pair in given if self._rule_and_factor(pair[1])[1]])
+            if self.loss_scale_factor:  # which Keras cannot divide a sparse gradient by
+                given = [(tf.convert_to_tensor(gradient), variable) for gradient, variable in given]
             for rule in self._rules:
                 share = [pair for pair in given if self._rule_and_factor(pair[1])[0] is rule]
                 if share:

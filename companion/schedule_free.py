@@ -40,6 +40,8 @@ class ScheduleFreeAdamW(keras.optimizers.Optimizer):
     whether the weights hold :math:`x`. The authors keep no :math:`x`, and get it from the weights; here those follow
     from the slots, so nothing is lost by showing :math:`x`, also in half precision.
 
+    A frozen layer stays as it is: freeze it while the weights hold :math:`x`.
+
     What else moves the weights, such as a constraint that is no convex set, ``set_weights`` or
     :class:`~companion.LocalSGD`, moves :math:`x` and :math:`z` as far.
 
@@ -166,7 +168,7 @@ class ScheduleFreeAdamW(keras.optimizers.Optimizer):
         has_changed = False
         for index, variable in enumerate(self._trainable_variables if self.built else ()):
             *numbers, shown = self.memories[index].numpy()
-            if shown != average:
+            if shown != average and variable.trainable:
                 has_changed = True
                 x, z = self._where(variable, index)
                 variable.assign(ops.cast(x if average else self._between(x, z), variable.dtype))
@@ -177,7 +179,8 @@ class ScheduleFreeAdamW(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Does what Keras does at the end of ``fit``, unless the weights hold the average of this method."""
-        if not self.built or not any(memory.numpy()[_SHOWN] for memory in self.memories):
+        trained = [self._get_variable_index(v) for v in self._trainable_variables if v.trainable] if self.built else []
+        if not any(self.memories[index].numpy()[_SHOWN] for index in trained):
             super().finalize_variable_values(var_list)
 
     # Private names of Keras, checked on 3.13.2 and 3.15.1: this one, `_use_weight_decay` and `_trainable_variables`.

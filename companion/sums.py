@@ -7,16 +7,16 @@ window is added to, read and ended.
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from companion.gradients import all_finite, with_values
+from companion.gradients import all_finite, values_of, with_values
 
-_SUBSETS = 256  # places for the counts of different subsets
+_SUBSETS = 256  # places for the counts of different subsets that are open at the same time
 
 
 class MicroBatch(NamedTuple):
@@ -41,11 +41,17 @@ def fitting_weight(weight: Any) -> Any:
             '`normalize="weight"` needs the denominator of each loss, which the training step supplies: call '
             "companion.inject(model) after compile, or apply(grads, variables, weight=...). Received: weight=None"
         )
-    scalar = tf.cast(weight, "float64")
-    known = tf.get_static_value(scalar)
-    if scalar.shape.num_elements() not in (1, None) or (known is not None and np.any(known < 0)):
-        raise ValueError(f"`weight` must be a number of at least 0. Received: weight={weight!r}")
-    scalar = tf.reshape(scalar, ())
+    wrong = f"`weight` must be a number of at least 0. Received: weight={weight!r}"
+    try:  # not by TensorFlow, which rounds a number of Python's to float32
+        given = tf.convert_to_tensor(weight if hasattr(weight, "dtype") else np.asarray(weight))
+    except (TypeError, ValueError):
+        raise ValueError(wrong) from None
+    if not (given.dtype.is_floating or given.dtype.is_integer or given.dtype.is_bool):
+        raise ValueError(wrong)
+    known = tf.get_static_value(given)
+    if given.shape.num_elements() not in (1, None) or (known is not None and np.any(known < 0)):
+        raise ValueError(wrong)
+    scalar = tf.reshape(tf.cast(given, "float64"), ())
     return tf.where(scalar < 0, tf.constant(np.nan, "float64"), scalar)
 
 
@@ -58,27 +64,35 @@ class Windows:
 
     Attributes:
         received: a Keras variable with two rows, the numbers of micro-batches and their weights :math:`W`.
-        subsets: those that have come, and where their calls are counted: the same place in every process.
+        calls: a Keras variable with two rows: keys of subsets, the same in every process, and how often they have come.
+        subsets: those that have come in this process, with their keys.
+        known: the variables in them.
     """
 
     def __init__(self, add_variable: Callable[..., Any], variables: int) -> None:
         self.received = add_variable((2, variables), dtype="float64", name="window")
-        self.calls = add_variable((_SUBSETS,), dtype="float64", name="calls")
-        self.subsets: dict[tuple[int, ...], int] = {}
+        self.calls = add_variable((2, _SUBSETS), dtype="float64", name="calls")
+        self.subsets: dict[tuple[int, ...], float] = {}
+        self.known: set[int] = set()
 
     def note(self, subset: tuple[int, ...]) -> None:
-        """Gives a subset that is new a place."""
+        """Gives a subset that is new a key."""
         if subset not in self.subsets:
-            place = zlib.crc32(repr(subset).encode()) % _SUBSETS
-            while place in self.subsets.values():
-                place = (place + 1) % _SUBSETS
-            self.subsets[subset] = place
+            self.subsets[subset] = 1.0 + zlib.crc32(repr(subset).encode())
+            self.known.update(subset)
+
+    def _counts(self, subset: tuple[int, ...]) -> tuple[Any, Any, Any]:
+        """The keys, the counts, and which of them are the subset's: one or none."""
+        keys, counts = tf.unstack(tf.convert_to_tensor(self.calls))
+        return keys, counts, tf.equal(keys, self.subsets.get(subset, -1.0))
 
     def fills(self, subset: tuple[int, ...], length: Any) -> Any:
         """Whether the next micro-batch of a subset is the last of its window: by what came, or by how often it came."""
         received = tf.reduce_min(of_subset(tf.convert_to_tensor(self.received)[0], subset))
-        calls = tf.convert_to_tensor(self.calls)[self.subsets[subset]]
-        return tf.maximum(received, calls) >= length - 1.5  # rounded, and this one counts
+        _, counts, mine = self._counts(subset)
+        return (
+            tf.maximum(received, tf.reduce_max(tf.where(mine, counts, 0))) >= length - 1.5
+        )  # rounded; this one counts
 
     def counted(self, subset: tuple[int, ...], weight: Any) -> Any:
         """What ``received`` is after one more micro-batch."""
@@ -88,16 +102,19 @@ class Windows:
         return tf.convert_to_tensor(self.received) + added
 
     def count(self, subset: tuple[int, ...], weight: Any) -> None:
-        """Counts a micro-batch."""
+        """Counts a micro-batch: in the subset's place, or in a free one, or else in that of the smallest count."""
         self.received.assign(self.counted(subset, weight))
-        self.calls.assign_add(np.eye(1, _SUBSETS, self.subsets[subset])[0])
+        keys, counts, mine = self._counts(subset)
+        place = tf.range(_SUBSETS) == tf.argmax(tf.where(mine, counts + np.inf, -counts), output_type="int32")
+        keys = tf.where(place, keys * 0 + self.subsets[subset], keys)
+        self.calls.assign(tf.stack([keys, tf.where(place, tf.where(mine, counts, 0) + 1, counts)]))
 
     def end(self, subset: tuple[int, ...]) -> None:
         """Begins the windows of a subset anew."""
         received = tf.convert_to_tensor(self.received)
         self.received.assign(tf.math.multiply_no_nan(received, 1 - self._mask(subset)))
-        if subset in self.subsets:
-            self.calls.assign(tf.convert_to_tensor(self.calls) * (1 - np.eye(1, _SUBSETS, self.subsets[subset])[0]))
+        keys, counts, mine = self._counts(subset)
+        self.calls.assign(tf.stack([keys, tf.where(mine, tf.zeros_like(counts), counts)]))
 
     def _mask(self, subset: tuple[int, ...]) -> np.ndarray:
         return np.tile(np.isin(np.arange(self.received.shape[1]), subset).astype("float64"), (2, 1))
@@ -122,7 +139,8 @@ class GradientSums:
 
     Attributes:
         accumulators: a Keras variable for each sum.
-        touched: a Keras variable with a number for each row of each variable: 0 where the sum is zero.
+        touched: a Keras variable with a number for each row of each variable, 0 where no sparse gradient has been, and
+            then one for each variable, 0 where no dense one has been.
         sparse: the indices of the variables whose gradients are sparse. To be set before their first gradient.
     """
 
@@ -133,7 +151,7 @@ class GradientSums:
             _local_variable(f"accumulator_{index}", variable.shape, dtype, variable.dtype)
             for index, variable in enumerate(variables)
         ]
-        self.touched = _local_variable("touched", self._first_rows[-1:], "float32")
+        self.touched = _local_variable("touched", (self._first_rows[-1] + len(variables),), "float32")
         self.sparse: frozenset[int] = frozenset()
 
     def terms(self, batch: MicroBatch) -> list[Any]:
@@ -144,8 +162,7 @@ class GradientSums:
         return list(zip(batch.subset, batch.gradients, strict=True)) if batch.gradients else []
 
     def _term(self, index: int, gradient: Any, weight: Any) -> Any:
-        values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-        values = tf.cast(values, self.accumulators[index].dtype)
+        values = tf.cast(values_of(gradient), self.accumulators[index].dtype)
         return values if weight is None else tf.math.multiply_no_nan(values, tf.cast(weight, values.dtype))
 
     def can_take(self, batch: MicroBatch) -> Any:
@@ -159,11 +176,12 @@ class GradientSums:
             accumulator, values = self.accumulators[index].value, self._term(index, gradient, batch.weight)
             if isinstance(gradient, tf.IndexedSlices):
                 tf.raw_ops.ResourceScatterAdd(resource=accumulator.handle, indices=gradient.indices, updates=values)
-                self._touch(index, gradient.indices, 1.0)
+                self._touch(gradient.indices + tf.constant(self._first_rows[index], gradient.indices.dtype), 1.0)
             else:
                 accumulator.assign_add(values)
-                if index in self.sparse:
-                    self._touch(index, tf.range(accumulator.shape[0]), 1.0)
+        dense = [index for index, gradient in self._pairs(batch) if not isinstance(gradient, tf.IndexedSlices)]
+        if dense:  # also where no sparse one has been: another process may begin with one
+            self._touch(self._dense_marks(dense), 1.0)
 
     def read(self, batch: MicroBatch) -> list[Any]:
         """The sums of the batch's variables, with what the batch itself adds to them.
@@ -204,18 +222,22 @@ class GradientSums:
                 rows = self._touched_rows(index)
                 zeros = tf.zeros([tf.size(rows), *accumulator.shape[1:]], accumulator.dtype)
                 tf.raw_ops.ResourceScatterUpdate(resource=accumulator.handle, indices=rows, updates=zeros)
-                self._touch(index, rows, 0.0)
+                self._touch(rows + tf.constant(self._first_rows[index], rows.dtype), 0.0)
             else:
                 accumulator.assign(tf.zeros(accumulator.shape, accumulator.dtype))
+        self._touch(self._dense_marks(subset), 0.0)
 
-    def _touch(self, index: int, rows: Any, mark: float) -> None:
-        places = rows + tf.constant(self._first_rows[index], rows.dtype)
-        marks = tf.fill(tf.shape(rows), mark)
+    def _dense_marks(self, indices: Sequence[int]) -> Any:
+        return tf.constant([self._first_rows[-1] + index for index in indices])
+
+    def _touch(self, places: Any, mark: float) -> None:
+        marks = tf.fill(tf.shape(places), mark)
         tf.raw_ops.ResourceScatterUpdate(resource=self.touched.value.handle, indices=places, updates=marks)
 
     def _touched_rows(self, index: int) -> Any:
         touched = tf.convert_to_tensor(self.touched.value)
-        return tf.where(touched[self._first_rows[index] : self._first_rows[index + 1]] > 0)[:, 0]
+        rows = touched[self._first_rows[index] : self._first_rows[index + 1]] + touched[self._first_rows[-1] + index]
+        return tf.where(rows > 0)[:, 0]
 
 
 def _local_variable(name: str, shape: Any, *dtypes: Any) -> keras.Variable:

@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from companion.backend import environment
-from companion.gradients import coalesce, with_values
+from companion.gradients import coalesce, fitting_gradient, values_of
 
 # The arguments of every Keras optimizer; `learning_rate` and `name` aside. Whoever wraps has none of them himself.
 SETTINGS = (
@@ -170,6 +169,11 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         known = [v for optimizer in self.wrapped() for v in optimizer._trainable_variables] if overwrites else []
         return _standing_still([variable for variable in known if not variable.trainable])
 
+    def apply_gradients(self, grads_and_vars: Any) -> Any:
+        """As in Keras: ``apply`` for pairs; returns the count of updates."""
+        super().apply_gradients(grads_and_vars)
+        return self.iterations
+
     def build(self, variables: list[Any]) -> None:
         """Builds the wrapped optimizer. If it has been in use before, it must know the variables."""
         shares = self._shares(variables)
@@ -183,9 +187,13 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         own.update(use_ema=False, gradient_accumulation_steps=None)  # or the base class would make slots of its own
         super().build(variables)
         del own["use_ema"], own["gradient_accumulation_steps"]
+        # For tf.train.Checkpoint, which does not look into a MultiOptimizer.
+        self._parts = [part for each in self.wrapped() for part in getattr(each, "optimizers", [])]
 
-    def _matched(self, gradients: list[Any], variables: Any) -> tuple[list[Any], list[tuple[Any, Any]]]:
-        """The variables of an ``apply``, and those with a gradient, after it. Builds what is not built.
+    def _matched(self, gradients: list[Any], variables: Any) -> tuple[list[Any], list[tuple[Any, Any]], Any]:
+        """The variables of an ``apply``, those with a gradient, before it, and a context in which all gradients fit.
+
+        Builds what is not built. In a graph nothing happens in the context before what is known late is known.
 
         Raises:
             ValueError: there are no variables, or no gradients; they do not match; a variable is unknown.
@@ -202,12 +210,14 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         for variable in variables:
             index_in(self, variable)
         pairs = list(zip(gradients, variables, strict=True))
-        given = [(fitting_gradient(gradient, v), v) for gradient, v in pairs if gradient is not None]
+        given = [(fitting_gradient(gradient, v, name_of(v)), v) for gradient, v in pairs if gradient is not None]
         if not given:
             raise ValueError(f"No gradients provided for any variable. Received: grads={gradients}")
         if missing := [name_of(variable) for gradient, variable in pairs if gradient is None]:
             warnings.warn(f"Gradients do not exist for variables {missing}; they are left as they are.", stacklevel=3)
-        return variables, given
+        brought = [id(gradient) for gradient in gradients]
+        late = [] if tf.executing_eagerly() else [values_of(g) for g, _ in given if id(g) not in brought]
+        return variables, given, tf.control_dependencies([tf.group(*late)] if late else [])
 
     @property
     def variables(self) -> list[Any]:
@@ -226,9 +236,9 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
         """Creates an optimizer from what ``get_config`` has returned."""
+        make = keras.saving.deserialize_keras_object  # of a word it would make what a custom object scope calls so
         objects = {
-            name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
-            for name, value in config.items()
+            name: make(value, custom_objects) if isinstance(value, dict) else value for name, value in config.items()
         }
         return cls(**objects)
 
@@ -268,34 +278,6 @@ def index_in(optimizer: Any, variable: Any) -> int:
             f"Unknown variable: {optimizer.name!r} was built with other ones. Create a new optimizer for a new set of "
             f"variables. Received: variable={name_of(variable)!r}"
         ) from None
-
-
-def fitting_gradient(gradient: Any, variable: Any) -> Any:
-    """Returns a gradient as a tensor or a ``tf.IndexedSlices``, or raises if it cannot be that of a variable.
-
-    Args:
-        gradient: what was given.
-        variable: a Keras variable.
-
-    Raises:
-        ValueError: the shape, the kind of number or an index is wrong. A shape that is not known yet fails later, but
-            still before anything changes.
-    """
-    sparse = isinstance(gradient, tf.IndexedSlices)
-    gradient = gradient if sparse else tf.convert_to_tensor(gradient)
-    values = gradient.values if sparse else gradient
-    shape = tf.TensorShape([None, *variable.shape[1:]] if sparse else variable.shape)
-    fits = values.dtype.is_floating and shape.is_compatible_with(values.shape)
-    if fits and sparse and tf.executing_eagerly():
-        fits = np.isin(np.asarray(gradient.indices), range(variable.shape[0])).all()
-    if not fits:
-        raise ValueError(
-            f"A gradient must have the shape of its variable, {tuple(variable.shape)} for {name_of(variable)!r}, and "
-            f"floating-point numbers; a sparse one rows that are there. Received: shape={tuple(values.shape)}, "
-            f"dtype={values.dtype.name}" + (f", indices={gradient.indices}" if sparse else "")
-        )
-    known = values.shape.rank is not None and values.shape[1 if sparse else 0 :].is_fully_defined()
-    return gradient if known else with_values(gradient, lambda values: tf.ensure_shape(values, shape))
 
 
 def averages_of(optimizer: Any) -> list[tuple[Any, Any]]:
@@ -390,16 +372,26 @@ class CoalesceGradients(WrappingOptimizer):
                 optimizer.update_step = _coalesce_first(optimizer.update_step)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Sums repeated rows and lets the inner optimizer make its step."""
-        if trainable_variables is not None:
-            trainable_variables = list(trainable_variables)
-            self.build(trainable_variables)
-        elif not self.built:
-            raise ValueError(_NO_VARIABLES)
-        grads = [coalesce(gradient) for gradient in grads]
-        if self.loss_scale_factor is not None:
-            grads = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
-        self.inner_optimizer.apply(grads, trainable_variables)
+        """Sums repeated rows and lets the inner optimizer make its step.
+
+        Args:
+            grads: a gradient for each variable; ``None`` where there is none.
+            trainable_variables: the variables. Defaults to those that the optimizer was built with.
+
+        Raises:
+            ValueError: the optimizer is not built and there are no variables; variables and gradients do not match; a
+                variable is unknown. Nothing was moved.
+        """
+        grads = list(grads)
+        if not grads:
+            return
+        variables, given, fitting = self._matched(grads, trainable_variables)
+        with fitting, self._frozen_stay():
+            ready = iter([coalesce(gradient) for gradient, _ in given])
+            grads = [None if gradient is None else next(ready) for gradient in grads]
+            if self.loss_scale_factor is not None:
+                grads = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
+            self.inner_optimizer.apply(grads, variables)
 
     @property
     def variables(self) -> list[Any]:
