@@ -375,7 +375,7 @@ class GradientAccumulation(WrappingOptimizer):
 
         for group, update in zip(groups, updates, strict=True):
             across_replicas(self._strategy, functools.partial(end_if_open, subset=group, update=update))
-        across_replicas(self._strategy, lambda strategy: self._calls.assign(tf.zeros_like(self._calls)))
+        across_replicas(self._strategy, lambda strategy: self._windows.forget())
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, for saving."""

@@ -7,7 +7,7 @@ window is added to, read and ended.
 
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from companion.gradients import all_finite, values_of, with_values
 
-_SUBSETS = 256  # places for the counts of different subsets that are open at the same time
+_SUBSETS = 256  # places for the counts of different subsets
+_KEY = 2.0**20  # a count, below this, stands behind the key of its subset
 
 
 class MicroBatch(NamedTuple):
@@ -64,35 +65,41 @@ class Windows:
 
     Attributes:
         received: a Keras variable with two rows, the numbers of micro-batches and their weights :math:`W`.
-        calls: a Keras variable with two rows: keys of subsets, the same in every process, and how often they have come.
-        subsets: those that have come in this process, with their keys.
+        calls: a Keras variable with the counts of subsets, each behind a key, by which another process finds it.
+        subsets: those that have come, and where their calls are counted. Where no place is left, some share one.
         known: the variables in them.
     """
 
     def __init__(self, add_variable: Callable[..., Any], variables: int) -> None:
         self.received = add_variable((2, variables), dtype="float64", name="window")
-        self.calls = add_variable((2, _SUBSETS), dtype="float64", name="calls")
-        self.subsets: dict[tuple[int, ...], float] = {}
+        self.calls = add_variable((_SUBSETS,), dtype="float64", name="calls")
+        self.subsets: dict[tuple[int, ...], int] = {}
         self.known: set[int] = set()
 
     def note(self, subset: tuple[int, ...]) -> None:
-        """Gives a subset that is new a key."""
-        if subset not in self.subsets:
-            self.subsets[subset] = 1.0 + zlib.crc32(repr(subset).encode())
-            self.known.update(subset)
-
-    def _counts(self, subset: tuple[int, ...]) -> tuple[Any, Any, Any]:
-        """The keys, the counts, and which of them are the subset's: one or none."""
-        keys, counts = tf.unstack(tf.convert_to_tensor(self.calls))
-        return keys, counts, tf.equal(keys, self.subsets.get(subset, -1.0))
+        """Gives a subset that is new a place: the one that it had in another process, or a free one."""
+        if subset in self.subsets:
+            return
+        self.known.update(subset)
+        key, taken = _key_of(subset), self.subsets.values()
+        # It cannot be read on replicas, nor where a compiled function has just made it.
+        readable = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        with tf.init_scope():
+            saved = self.calls.numpy() if readable and tf.executing_eagerly() else np.zeros(0)
+            readable = saved.size == _SUBSETS
+            counts, keys = (saved % _KEY, saved // _KEY * _KEY) if readable else np.zeros((2, _SUBSETS))
+            places = [(int(key / _KEY) + step) % _SUBSETS for step in range(_SUBSETS)]
+            place = min(places, key=lambda p: (p in taken, keys[p] != key, keys[p] > 0))
+            if readable and place not in taken and keys[place] != key:
+                saved[place] = key + (0 if keys[place] else counts[place])
+                self.calls.assign(saved)
+        self.subsets[subset] = place
 
     def fills(self, subset: tuple[int, ...], length: Any) -> Any:
         """Whether the next micro-batch of a subset is the last of its window: by what came, or by how often it came."""
         received = tf.reduce_min(of_subset(tf.convert_to_tensor(self.received)[0], subset))
-        _, counts, mine = self._counts(subset)
-        return (
-            tf.maximum(received, tf.reduce_max(tf.where(mine, counts, 0))) >= length - 1.5
-        )  # rounded; this one counts
+        calls = tf.convert_to_tensor(self.calls)[self.subsets[subset]] % _KEY
+        return tf.maximum(received, calls) >= length - 1.5  # rounded, and this one counts
 
     def counted(self, subset: tuple[int, ...], weight: Any) -> Any:
         """What ``received`` is after one more micro-batch."""
@@ -102,22 +109,37 @@ class Windows:
         return tf.convert_to_tensor(self.received) + added
 
     def count(self, subset: tuple[int, ...], weight: Any) -> None:
-        """Counts a micro-batch: in the subset's place, or in a free one, or else in that of the smallest count."""
-        self.received.assign(self.counted(subset, weight))
-        keys, counts, mine = self._counts(subset)
-        place = tf.range(_SUBSETS) == tf.argmax(tf.where(mine, counts + np.inf, -counts), output_type="int32")
-        keys = tf.where(place, keys * 0 + self.subsets[subset], keys)
-        self.calls.assign(tf.stack([keys, tf.where(place, tf.where(mine, counts, 0) + 1, counts)]))
+        """Counts a micro-batch."""
+        if weight is None:
+            self.received.assign_add(self._mask(subset))
+        else:
+            self.received.assign(self.counted(subset, weight))
+        self.calls.assign_add(self._place(subset))
 
     def end(self, subset: tuple[int, ...]) -> None:
         """Begins the windows of a subset anew."""
-        received = tf.convert_to_tensor(self.received)
-        self.received.assign(tf.math.multiply_no_nan(received, 1 - self._mask(subset)))
-        keys, counts, mine = self._counts(subset)
-        self.calls.assign(tf.stack([keys, tf.where(mine, tf.zeros_like(counts), counts)]))
+        others = 1 - self._mask(subset)
+        if others.any():
+            others = tf.math.multiply_no_nan(tf.convert_to_tensor(self.received), others)
+        self.received.assign(others)
+        if subset in self.subsets:
+            place = self._place(subset)
+            self.calls.assign(tf.convert_to_tensor(self.calls) * (1 - place) + _key_of(subset) * place)
+
+    def forget(self) -> None:
+        """Forgets how often subsets have come."""
+        calls = tf.convert_to_tensor(self.calls)
+        self.calls.assign(calls - calls % _KEY)
+
+    def _place(self, subset: tuple[int, ...]) -> np.ndarray:
+        return np.eye(1, _SUBSETS, self.subsets[subset])[0]
 
     def _mask(self, subset: tuple[int, ...]) -> np.ndarray:
         return np.tile(np.isin(np.arange(self.received.shape[1]), subset).astype("float64"), (2, 1))
+
+
+def _key_of(subset: tuple[int, ...]) -> float:
+    return (1 + zlib.crc32(repr(subset).encode())) * _KEY
 
 
 def of_subset(numbers: Any, subset: tuple[int, ...]) -> Any:
@@ -179,9 +201,9 @@ class GradientSums:
                 self._touch(gradient.indices + tf.constant(self._first_rows[index], gradient.indices.dtype), 1.0)
             else:
                 accumulator.assign_add(values)
-        dense = [index for index, gradient in self._pairs(batch) if not isinstance(gradient, tf.IndexedSlices)]
+        dense = [self._first_rows[-1] + i for i, g in self._pairs(batch) if not isinstance(g, tf.IndexedSlices)]
         if dense:  # also where no sparse one has been: another process may begin with one
-            self._touch(self._dense_marks(dense), 1.0)
+            self._touch(tf.constant(dense), 1.0)
 
     def read(self, batch: MicroBatch) -> list[Any]:
         """The sums of the batch's variables, with what the batch itself adds to them.
@@ -222,13 +244,10 @@ class GradientSums:
                 rows = self._touched_rows(index)
                 zeros = tf.zeros([tf.size(rows), *accumulator.shape[1:]], accumulator.dtype)
                 tf.raw_ops.ResourceScatterUpdate(resource=accumulator.handle, indices=rows, updates=zeros)
-                self._touch(rows + tf.constant(self._first_rows[index], rows.dtype), 0.0)
+                marks = tf.constant([self._first_rows[-1] + index], rows.dtype)
+                self._touch(tf.concat([rows + tf.constant(self._first_rows[index], rows.dtype), marks], 0), 0.0)
             else:
                 accumulator.assign(tf.zeros(accumulator.shape, accumulator.dtype))
-        self._touch(self._dense_marks(subset), 0.0)
-
-    def _dense_marks(self, indices: Sequence[int]) -> Any:
-        return tf.constant([self._first_rows[-1] + index for index in indices])
 
     def _touch(self, places: Any, mark: float) -> None:
         marks = tf.fill(tf.shape(places), mark)
