@@ -110,7 +110,8 @@ class Muon(Adam):
     Taught in chapter 16, :doc:`/notebooks/16_one_answer_newer_rules`.
     """
 
-    _matrices: tuple[Any, ...] = ()  # for each variable its shape, and how many rows it has; 0 where Adam steps
+    _matrices: tuple[int, ...] = ()  # for each variable how many rows it has; 0 where Adam steps
+    _saved: tuple[Any, ...] = ()  # the same of a file, with shapes, and whether they were trained
 
     def __init__(
         self,
@@ -148,23 +149,29 @@ class Muon(Adam):
         """Creates a momentum for each variable, and a velocity for those that take Adam's step."""
         if self.built:
             return
-        if [shape for shape, _ in self._matrices] != [tuple(variable.shape) for variable in variables]:
-            self._matrices = self._searched(variables)  # what was loaded knows them: loading gives other paths
+        self._matrices = self._found_again(variables) or self._searched(variables)
         keras.optimizers.Optimizer.build(self, variables)
         self.momentums = self.add_optimizer_variables(variables, "momentum")
         self.velocities = [
             None if rows else self.add_variable_from_reference(variable, "velocity")
-            for (_, rows), variable in zip(self._matrices, variables, strict=True)
+            for rows, variable in zip(self._matrices, variables, strict=True)
         ]
 
-    def _searched(self, variables: list[Any]) -> tuple[Any, ...]:
+    def _found_again(self, variables: list[Any]) -> tuple[int, ...]:
+        """What a file says of these variables, or of those that were not frozen: loading gives other paths."""
+        for known in (self._saved, [entry for entry in self._saved if entry[2]]):
+            if [list(shape) for shape, *_ in known] == [list(variable.shape) for variable in variables]:
+                return tuple(rows for _, rows, _ in known)
+        return ()
+
+    def _searched(self, variables: list[Any]) -> tuple[int, ...]:
         paths = [name_of(variable) for variable in variables]
         if missed := [pattern for pattern in self.exclude if not any(re.search(pattern, path) for path in paths)]:
             raise ValueError(
                 f"`exclude` must be found in the paths of variables, which are {paths}. Received: exclude={missed}, "
                 "found in none"
             )
-        return tuple((tuple(variable.shape), self._rows_of(variable)) for variable in variables)
+        return tuple(self._rows_of(variable) for variable in variables)
 
     def _rows_of(self, variable: Any) -> int:
         rank, path = len(variable.shape), name_of(variable)
@@ -176,7 +183,7 @@ class Muon(Adam):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves ``variable`` by one step of the rule."""
         index = self._get_variable_index(variable)
-        _, rows = self._matrices[index]
+        rows = self._matrices[index]
         if not rows:
             super().update_step(gradient, variable, learning_rate)
             return
@@ -194,16 +201,23 @@ class Muon(Adam):
         """Returns the constructor's arguments, for saving, and which variables are matrices, by their places."""
         own = {name: getattr(self, name) for name in ("momentum", "nesterov", "steps", "scale")}
         own |= {"exclude": list(self.exclude), "input_axes": dict(self.input_axes)}
-        known = {"matrices": [[list(shape), rows] for shape, rows in self._matrices]} if self._matrices else {}
-        return {**super().get_config(), **own, **known}
+        known = self._saved
+        if self.built:
+            pairs = zip(self._trainable_variables, self._matrices, strict=True)
+            known = tuple((tuple(v.shape), rows, bool(v.trainable)) for v, rows in pairs)
+        if known:
+            own |= {"matrices": [[list(shape), rows] for shape, rows, _ in known], "trained": [t for *_, t in known]}
+        return {**super().get_config(), **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
         """Creates an optimizer from what ``get_config`` has returned."""
         own = dict(config)
         matrices = own.pop("matrices", ())
+        trained = own.pop("trained", [True] * len(matrices))
         optimizer = super().from_config(own, custom_objects)
-        optimizer._matrices = tuple((tuple(shape), rows) for shape, rows in matrices)
+        pairs = zip(matrices, trained, strict=True)
+        optimizer._saved = tuple((tuple(shape), rows, is_trained) for (shape, rows), is_trained in pairs)
         return optimizer
 
 

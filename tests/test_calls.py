@@ -251,6 +251,20 @@ def test_schedule_frees_average_does_not_move_what_is_frozen() -> None:
         assert not np.array_equal(values(model.layers[1].weights)[0], head[0])
 
 
+def test_muon_is_loaded_with_a_frozen_layer(tmp_path: pathlib.Path) -> None:
+    """Of which nothing is left among the variables that are trained, where `exclude` is searched."""
+    layers = [keras.layers.Dense(2, name=name) for name in ("body", "head")]
+    model = keras.Sequential([keras.Input((3,)), *layers], name="net")
+    model.compile(companion.Muon(0.1, exclude=["net/head"]), "mse", run_eagerly=True)
+    model.train_on_batch(X, np.ones((8, 2)))
+    layers[1].trainable = False
+    model.compile(model.optimizer, "mse")
+    for path in (tmp_path / "once.keras", tmp_path / "twice.keras"):
+        model.save(path)
+        model = keras.saving.load_model(path)
+        assert "velocity" not in "".join(v.path for v in model.optimizer.variables if "kernel" in v.path)
+
+
 # What else is asked of a wrapper
 
 
