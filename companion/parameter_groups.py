@@ -120,6 +120,10 @@ class ParameterGroups(WrappingOptimizer):
         """Asks the default optimizer for what is not here, but not for what others take for a single optimizer's."""
         if name in ("inner_optimizer", "optimizers"):  # callbacks of Keras would set and swap these one by one
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name in ("eval", "train"):  # of a ScheduleFreeAdamW: there may be several side by side
+            parts = [getattr(rule, name) for rule in vars(self).get("_rules", ()) if hasattr(rule, name)]
+            if parts:
+                return lambda: max([part() for part in parts])
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -251,6 +251,20 @@ def test_schedule_frees_average_does_not_move_what_is_frozen() -> None:
         assert not np.array_equal(values(model.layers[1].weights)[0], head[0])
 
 
+def test_schedule_free_in_several_groups() -> None:
+    variables = scalars(3)
+    optimizer = ParameterGroups(SGD(1.0), {"v0": ScheduleFreeAdamW(1.0), "v1": ScheduleFreeAdamW(0.5)})
+    for _ in range(3):
+        optimizer.apply([-ONE] * 3, variables)
+    before = values(variables)
+    assert CoalesceGradients(optimizer).eval()
+    np.testing.assert_allclose(np.ravel(values(variables)), [2.0, 1.0, 3.0], rtol=1e-6)
+    assert optimizer.train()
+    assert not optimizer.train()
+    np.testing.assert_allclose(values(variables), before, rtol=1e-6)
+    assert not hasattr(ParameterGroups(SGD(), {}), "eval")
+
+
 def test_muon_is_loaded_with_a_frozen_layer(tmp_path: pathlib.Path) -> None:
     """Of which nothing is left among the variables that are trained, where `exclude` is searched."""
     layers = [keras.layers.Dense(2, name=name) for name in ("body", "head")]
