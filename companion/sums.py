@@ -244,10 +244,10 @@ class GradientSums:
                 rows = self._touched_rows(index)
                 zeros = tf.zeros([tf.size(rows), *accumulator.shape[1:]], accumulator.dtype)
                 tf.raw_ops.ResourceScatterUpdate(resource=accumulator.handle, indices=rows, updates=zeros)
-                marks = tf.constant([self._first_rows[-1] + index], rows.dtype)
-                self._touch(tf.concat([rows + tf.constant(self._first_rows[index], rows.dtype), marks], 0), 0.0)
+                self._touch(rows + tf.constant(self._first_rows[index], rows.dtype), 0.0)
             else:
                 accumulator.assign(tf.zeros(accumulator.shape, accumulator.dtype))
+        self._touch(tf.constant([self._first_rows[-1] + index for index in subset]), 0.0)
 
     def _touch(self, places: Any, mark: float) -> None:
         marks = tf.fill(tf.shape(places), mark)
