@@ -8,9 +8,10 @@ from typing import Any
 from docutils import nodes
 
 PLACEHOLDER = "OWNER_NAME"
+HERE = "pip install ."
 NOTE = (
-    f"In the place of {PLACEHOLDER} put the GitHub account that holds the repository: this copy of the book was built "
-    "before it had one. Or, in a folder that holds the repository, type "
+    "Type this in the folder that holds the repository. "
+    "(This copy of the book was built before the repository had an address.)"
 )
 
 
@@ -29,8 +30,8 @@ def _without_links(app: Any, doctree: Any) -> None:
             link.parent.replace(link, inside)
     for block in list(doctree.findall(nodes.literal_block)):
         if block.get("language") == "bash" and PLACEHOLDER in block.astext():
-            said = [nodes.Text(NOTE), nodes.literal(text="pip install ."), nodes.Text(".")]
-            block.parent.insert(block.parent.index(block) + 1, nodes.paragraph("", "", *said))
+            command = nodes.literal_block(HERE, HERE, language="bash")
+            block.parent.replace(block, [command, nodes.paragraph("", NOTE)])
 
 
 def setup(app: Any) -> dict[str, bool]:
