@@ -19,6 +19,8 @@ DARK = {
     "#7d7d7d": "#9a9a9a",
     "#6b6b6b": "#a8a8a8",
 }
+# A darker shade of one of them, in a figure with two lines of one method (chapter 03).
+SHADES = {"#5c2415": "#f6c9b8"}
 _IMAGE = re.compile(r'<img\b(?=[^>]*\bsrc="[^"]*_images/([^"]+\.svg)")[^>]*>')
 
 
@@ -28,8 +30,8 @@ def dark(colour: str) -> str:
     Args:
         colour: a colour as ``#rrggbb``.
     """
-    if colour in DARK:
-        return DARK[colour]
+    if partner := DARK.get(colour) or SHADES.get(colour):
+        return partner
     red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
     if saturation > 0 and lightness < 0.8:
