@@ -108,15 +108,15 @@ def part_of(tensor: Any, begin: Any, size: Any) -> Any:
 
 
 def sum_over_parts(
-    n: Any, parts: int, part: Callable[..., Any], state: list[Any] | None
+    n: Any, parts: int, state: list[Any] | None, part: Callable[..., Any]
 ) -> tuple[list[Any], list[Any], list[Any]]:
     """Calls a function on one part after the other, adds its sums up, joins its rows, and hands its state on.
 
     Args:
         n: the number of rows.
         parts: into how many they are divided.
-        part: a function of ``(begin, size, state)`` that returns sums, rows and the next state.
         state: what the first part starts from.
+        part: a function of ``(begin, size, state)`` that returns sums, rows and the next state.
 
     Returns:
         The sums, the rows, and the last state.

@@ -76,6 +76,24 @@ def loss_shares(compiled: Any, micro_batches: int, is_whole: bool) -> list["Loss
     return [LossShare(entry.loss, entry.name, micro_batches, is_whole) for entry in getattr(compiled, _LOSSES, [])]
 
 
+def no_common_denominator(shares: list["LossShare"], adds_losses: bool, weight_fn: Any) -> ValueError:
+    """The error that says why one number does not weigh a batch among others.
+
+    Args:
+        shares: the losses.
+        adds_losses: whether layers add others.
+        weight_fn: what was to say it.
+    """
+    losses = [f"{share.output!r} with reduction={share.loss.reduction!r}" for share in shares]
+    return ValueError(
+        "One number cannot weigh this batch among others: all losses would have to divide by the same, also those "
+        "of `add_loss`, which are means over examples. Pass `weight_fn`, let `micro_batches` do without another "
+        f"accumulation, or leave `merge` at its default. Received: {', '.join(losses)}"
+        + " and losses added in layers" * adds_losses
+        + f" and weight_fn={weight_fn!r}" * (weight_fn is not None)
+    )
+
+
 @contextlib.contextmanager
 def standing_in(compiled: Any, functions: Sequence[Callable[..., Any]]) -> Iterator[None]:
     """Puts functions in the place of the losses, and at the end the losses back.
@@ -192,7 +210,7 @@ def mixes_examples(loss: Any, targets: Any, outputs: Any) -> bool:
         targets: a tensor like those that it takes; of its shape, the number of rows does not count.
         outputs: likewise.
     """
-    if getattr(loss, "fn", type(loss)).__module__.startswith("keras."):
+    if all(of.__module__.startswith("keras.") for of in (type(loss).call, getattr(loss, "fn", type(loss)))):
         return False
     generator = np.random.default_rng(0)
 
@@ -211,7 +229,9 @@ def mixes_examples(loss: Any, targets: Any, outputs: Any) -> bool:
                 alone = np.concatenate([loss.call(y[row : row + 1], p[row : row + 1]) for row in range(3)])
         except Exception:  # whatever a loss that takes no made-up rows may raise
             continue
-        if together.shape != alone.shape or not (np.isfinite(together).all() and np.allclose(together, again, 1e-5)):
+        if together.shape != alone.shape:  # of pairs, perhaps
+            return True
+        if not (np.isfinite(together).all() and np.allclose(together, again, 1e-5)):
             continue
         if not np.allclose(together, alone, rtol=1e-2, atol=1e-2 * np.abs(together).max()):
             return True

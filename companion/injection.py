@@ -359,7 +359,8 @@ def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> 
             with _weighed(optimizer, oracle) as is_weighed:
 
                 def apply(found: Any) -> None:
-                    optimizer.apply(found if is_weighed else brought_by_one(found), variables)
+                    brought = found if is_weighed else brought_by_one(found)
+                    optimizer.apply_gradients(zip(brought, variables, strict=True))
 
                 if listener:
                     is_taken = injected[0]._is_taken if injected else None
@@ -422,8 +423,8 @@ def _check(model: Any) -> None:
         raise ValueError(
             "`model` has a `train_step` of its own, which an injection would replace. Call `optimizer.step(oracle)` in "
             "it, with oracle=companion.GradientOracle(model, data, loss=function), or, for an optimizer of Keras, "
-            "optimizer.apply(oracle(), model.trainable_variables). Received: "
-            f"model={model.name!r} of class {type(model).__name__}"
+            "optimizer.apply([slope if slope is None else optimizer.scale_loss(slope) for slope in oracle()], "
+            f"model.trainable_variables). Received: model={model.name!r} of class {type(model).__name__}"
         )
     outer: list[Any] = []
     for layer in wrapped_by(model.optimizer):

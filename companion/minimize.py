@@ -282,7 +282,7 @@ class _Loss:
         try:
             oracle = GradientOracle(self.model, batch, self.micro_batches)
             oracle.defer()
-            with Recorder([]) as scope:  # what the question assigns goes here, and nowhere else
+            with Recorder([], []) as scope:  # what the question assigns goes here, and nowhere else
                 loss, answers = oracle.value_and_gradient(self._values(point))
                 weight = oracle.denominator if self.is_several else tf.ones(())
         except ValueError as error:

@@ -22,16 +22,20 @@ import tensorflow as tf
 from keras import ops, tree
 
 from companion.batches import divisible, examples, part_of, sum_over_parts, unpacked
-from companion.denominators import activity_as_mean, compiled_loss, is_built, loss_shares, standing_in
+from companion.denominators import activity_as_mean, compiled_loss, loss_shares, no_common_denominator, standing_in
 from companion.gradients import along, coalesce, kind_of, scaled, widened
 from companion.merging import weighted_mean
 from companion.questions import (
+    BoundError,
     Recorder,
+    build,
     check_question,
     fitting_values,
     in_mode,
+    is_own,
     loss_tracker,
     merged_by_rule,
+    refuse_overwritten,
     refuse_traced,
 )
 from companion.replicas import all_reduce, replicas_of
@@ -48,14 +52,15 @@ class GradientOracle:
     or its loss assigns, whoever owns it, such as BatchNorm's statistics, the seeds of dropout, and a recurrent state.
     Later questions start from what the first one started from and move nothing.
 
-    Asked in one part, the batch is left as it is, and the answer is that of Keras's own step. In several parts, every
-    tensor must have a row for each example. BatchNorm normalises each part by the part's own statistics, and dropout
-    draws anew for each part: these two are not those of the whole batch. A scalar added by ``add_loss`` counts as a
-    mean over examples, anything else as a sum. A metric that is neither a count nor a mean over examples becomes a mean
-    over parts; what ``compute_metrics`` computes itself is that of the last part. A loss of one's own that mixes
-    examples is found out on a few made-up rows and refused. In a layer that calls ``add_loss``, under ``weight_fn``,
-    or where made-up rows mean nothing to a loss, mixing cannot be found out. State that is not a Keras variable cannot
-    be put back: each question moves it.
+    In one part, the batch is left as it is, and the answer is that of Keras's own step. In several, every tensor must
+    have a row for each example. BatchNorm normalises each part by the part's own statistics, and dropout draws anew for
+    each part: these two are not those of the whole batch. A scalar added by ``add_loss`` counts as a mean over
+    examples, anything else as a sum. A metric that is neither a count nor a mean over examples becomes a mean over
+    parts; what ``compute_metrics`` computes itself is that of the last part. A loss of one's own that mixes examples is
+    found out on a few made-up rows and refused. In a layer that calls ``add_loss``, under ``weight_fn``, or where
+    made-up rows mean nothing to a loss, mixing cannot be found out. State that is not a Keras variable cannot be put
+    back: each question moves it. Where ``keras.remat`` or a custom gradient is over weights, it answers at the current
+    ones only.
 
     Args:
         model: a ``keras.Model``, compiled unless ``loss`` is given.
@@ -110,19 +115,20 @@ class GradientOracle:
         # What is merged with the weights of the whole adds up; any other rule wants the gradient of each share alone.
         self._totals = all_reduce if merge is weighted_mean else list
         self._weight_fn, self._loss = weight_fn, loss  # type: Any, Any
-        has_own_loss = type(model).compute_loss is not keras.Model.compute_loss
+        has_own_loss = is_own(model, "compute_loss")
         self._takes_loss_as_it_is = weight_fn is not None or loss is not None or has_own_loss
         self._batch = unpacked(data)
         if self.micro_batches > 1:
             self._batch = divisible(self._batch)
-        if self._batch[1] is None and not has_own_loss and loss is None and compiled_loss(model) is not None:
+        takes_targets = not has_own_loss and loss is None and any(each is not None for each in tree.flatten(model.loss))
+        if self._batch[1] is None and takes_targets:
             raise ValueError("`data` must hold targets, because the model was compiled with a loss. Received: y=None")
         self._examples = examples(self._batch[0])
         # Under XLA, rows of parts whose sizes are not known cannot be joined: they are summed, as dense gradients.
         self._joins = self.micro_batches == 1 or isinstance(self._examples, int) or not getattr(model, "jit_compile", 1)
         if not self.is_whole:
             (self._all_examples,) = self._totals([tf.cast(self._examples, keras.config.floatx())])
-        self._moving, self._start, self._outputs = list[Any](), list[Any](), None
+        self._moving, self._start, self._added, self._outputs = list[Any](), list[Any](), list[Any](), None
         self._shares, self._are_sums, self._adds_losses = list[Any](), list[bool](), False
         self._is_prepared, self._asked, self._reports, self._training = False, False, training, training
         #: A function of a part's gradients and its number of examples, called in the first question; and the sum of it.
@@ -137,6 +143,7 @@ class GradientOracle:
         Returns:
             The gradients in the same order, merged over micro-batches and replicas. Each is a tensor, for embeddings a
             ``tf.IndexedSlices`` without repeated rows, and ``None`` where the loss does not depend on the variable.
+            None is scaled: ``apply`` of an optimizer that scales the loss wants ``optimizer.scale_loss`` of each.
         """
         return self.value_and_gradient(values)[1]
 
@@ -151,11 +158,16 @@ class GradientOracle:
             :meth:`__call__` returns them.
         """
         self.prepare()
-        is_first, values = not self._asked, fitting_values(self.model, values)
+        is_first, points = not self._asked, fitting_values(self.model, values)
         self._moving = [] if is_first else self._moving
-        ask = functools.partial(self._part, values, is_first)
-        sums, rows, carried = sum_over_parts(self._examples, self.micro_batches, ask, None if is_first else self._start)
-        shapes = [tf.shape(value) for value, kind in zip(values, self._kinds, strict=True) if kind == "sparse"]
+        ask = functools.partial(sum_over_parts, self._examples, self.micro_batches, None if is_first else self._start)
+        try:
+            sums, rows, carried = ask(functools.partial(self._part, points, is_first))
+        except BoundError:
+            if values is not None:
+                raise
+            sums, rows, carried = ask(functools.partial(self._part, [], is_first))
+        shapes = [tf.shape(point) for point, kind in zip(points, self._kinds, strict=True) if kind == "sparse"]
         slices = [tf.IndexedSlices(*pieces) for pieces in zip(rows[1::2], rows[::2], shapes, strict=True)]
         if is_first and self.listener:
             (self.heard,) = all_reduce([sums.pop()])
@@ -167,10 +179,9 @@ class GradientOracle:
         *dense, losses = sums
         found = {"sparse": iter(slices), "dense": iter(dense)}
         gradients = [next(found[kind]) for kind in self._kinds if kind != "none"]
-        by_rule = (
-            None if self.merge is weighted_mean else functools.partial(merged_by_rule, self.merge, self._denominator)
-        )
-        *gradients, losses = (by_rule or all_reduce)([*gradients, losses])
+        is_mean = self.merge is weighted_mean
+        merge = all_reduce if is_mean else functools.partial(merged_by_rule, self.merge, self._denominator)
+        *gradients, losses = merge([*gradients, losses])
         losses = tf.unstack(losses)
         if is_first:
             for variable, value in zip(self._moving, state, strict=True) if self._training else ():
@@ -240,6 +251,8 @@ class GradientOracle:
         for metric, value in shown:
             metric.update_state(value, sample_weight=self._examples if isinstance(self._examples, int) else None)
         if self.micro_batches == 1:
+            for each in self._added:  # which `compute_metrics` may read in `model.losses`
+                keras.Layer.add_loss(model, each)
             return model.compute_metrics(x, y, self._outputs, sample_weight=sample_weight)
         if not logs:
             return model.get_metrics_result()
@@ -278,32 +291,18 @@ class GradientOracle:
             return tf.cast(self._examples, keras.config.floatx()) if self.is_whole else self._all_examples
         if is_known and len(shares) == 1 and shares[0].loss.reduction != "sum" and not self._adds_losses:
             return shares[0].denominator
-        losses = [f"{share.output!r} with reduction={share.loss.reduction!r}" for share in shares]
-        raise ValueError(
-            "One number cannot weigh this batch among others: all losses would have to divide by the same, also those "
-            "of `add_loss`, which are means over examples. Pass `weight_fn`, let `micro_batches` do without another "
-            f"accumulation, or leave `merge` at its default. Received: {', '.join(losses)}"
-            + " and losses added in layers" * self._adds_losses
-            + f" and weight_fn={self._weight_fn!r}" * (self._weight_fn is not None)
-        )
+        raise no_common_denominator(shares, self._adds_losses, self._weight_fn)
 
     def prepare(self) -> None:
         """Builds the model, and finds what the first part needs: what the losses divide by."""
         if self._is_prepared:
             return
-        (x, y, sample_weight), model, compiled = self._batch, self.model, compiled_loss(self.model)
-
-        def build() -> Any:
-            if self._loss is not None:
-                return self._loss(x, y, sample_weight)
-            outputs = model(x, training=False)
-            return compiled(y, outputs, sample_weight) if compiled else outputs
-
-        if not (is_built(model) if self._loss else model.built and getattr(compiled, "built", True)):
-            tf.function(build, autograph=False).get_concrete_function()  # traced: nothing is computed
+        build(self.model, self._batch, self._loss, self._training)
+        if not self.is_whole:
+            refuse_overwritten(self.model)
         if not self.is_whole and self._loss is None:
             if self._takes_loss_as_it_is:
-                self._shares = loss_shares(compiled, self.micro_batches, self.is_whole)
+                self._shares = loss_shares(compiled_loss(self.model), self.micro_batches, self.is_whole)
             else:
                 self._measure()
         if callable(self._weight_fn) and not self.is_whole:
@@ -311,7 +310,7 @@ class GradientOracle:
             def weigh(begin: Any, size: Any, state: Any) -> Any:
                 return [self._weigh(*self._slice(begin, size))], [], []
 
-            (self._weight,), *_ = sum_over_parts(self._examples, self.micro_batches, weigh, [])
+            (self._weight,), *_ = sum_over_parts(self._examples, self.micro_batches, [], weigh)
         self._is_prepared = True
 
     def _measure(self) -> None:
@@ -337,8 +336,7 @@ class GradientOracle:
     def _look(self, batch: Any) -> list[Any]:
         """What a call of the model adds to the loss; the denominators, then the rows, as far as there are."""
         (x, y, sample_weight), compiled = batch, compiled_loss(self.model)
-        weights = [(variable, variable.value) for variable in self.model.trainable_variables]  # for regularizers
-        with Recorder(weights) as scope:
+        with Recorder([], self.model.trainable_variables) as scope:
             outputs = in_mode(self._training, self.model.call, self.model)(x)
             self._adds_losses, rows = bool(scope.losses), examples(x)
             known = (None, rows if isinstance(rows, int) else None)
@@ -366,38 +364,39 @@ class GradientOracle:
     ) -> tuple[list[Any], list[Any], list[Any]]:
         """One part's dense gradients, and losses; ids and rows of its sparse gradients; what the next part starts from.
 
-        That is the variables that the part has assigned, and at the end what ``compute_metrics`` says so far.
+        That is the variables that the part has assigned, and at the end what ``compute_metrics`` says so far. Without
+        ``values``, it is about the variables themselves.
         """
         batch, model, is_new, logs = self._slice(begin, size), self.model, carried is None, list[Any]()
         share = 1 if self.is_whole else tf.cast(examples(batch[0]), self._all_examples.dtype) / self._all_examples
-        known = [*zip(model.trainable_variables, values, strict=True), *zip(self._moving, carried or [], strict=False)]
+        variables, held = model.trainable_variables, [variable.value for variable in model.trainable_variables]
+        points, standing = values or held, list(zip(variables, values, strict=False))
         with tf.GradientTape() if self._direction else contextlib.nullcontext() as second:
+            if second:
+                second.watch(points)
             with tf.GradientTape() as tape:
-                tape.watch(values)
-                if second:
-                    second.watch(values)
-                with Recorder(known) as scope:
+                tape.watch(points)
+                with Recorder([*standing, *zip(self._moving, carried or [], strict=False)], variables) as scope:
                     losses, outputs = self._losses(batch, share)
-                    if is_first and self.micro_batches > 1 and self._loss is None and self._training:
-                        logs = self._report_part(batch, outputs, losses[0], share)
-                scaled_loss = self._scale(losses[0])
+                    scaled_loss = self._scale(losses[0])
+            with scope:  # where `keras.remat` calculates again, it reads and assigns as it did the first time
+                found = tape.gradient(scaled_loss, [*points, *(held if values else [])])
+                if is_first and self.micro_batches > 1 and self._loss is None and self._training:
+                    logs = self._report_part(batch, outputs, losses[0], share)
             unscale = 1 / self._scale(1.0)
-            read = {id(variable) for variable in tape.watched_variables()}  # past the scope, which has their values
-            suspects = [variable for variable in model.trainable_variables if id(variable.value) in read]
-            found = tape.gradient(scaled_loss, [*values, *suspects])
-            gradients = [scaled(widened(gradient, self._joins), unscale) for gradient in found[: len(values)]]
-            refuse_traced(suspects, found[len(values) :])
+            gradients = [scaled(widened(gradient, self._joins), unscale) for gradient in found[: len(points)]]
+            refuse_traced(variables, found[len(points) :])
             bend = along(gradients, self._direction) if second else None
         if second:
-            found = second.gradient(bend, values, unconnected_gradients="zero")
+            found = second.gradient(bend, points, unconnected_gradients="zero")
             gradients = [tf.convert_to_tensor(widened(product)) for product in found]
         self._kinds = [kind_of(gradient) for gradient in gradients]
         if is_new:
             told = [] if self.is_whole else getattr(compiled_loss(model), "metrics", [])  # of the whole, at the end
             self._moving, self._outputs = scope.moved(model, told), outputs if self.micro_batches == 1 else None
+            self._added = list(scope.losses) if self.micro_batches == 1 else []
         heard = [self.listener(gradients, examples(batch[0]))] if is_first and self.listener else []
-        dense = [gradient for gradient in gradients if kind_of(gradient) == "dense"]
-        sparse = [gradient for gradient in gradients if kind_of(gradient) == "sparse"]
+        dense, sparse = ([each for each in gradients if kind_of(each) == kind] for kind in ("dense", "sparse"))
         rows = [piece for gradient in sparse for piece in (gradient.indices, gradient.values)]
         state = [scope.get_current_value(variable) for variable in self._moving]
         return [*dense, tf.stack(losses), *heard], rows, [*state, *logs]
@@ -424,12 +423,11 @@ class GradientOracle:
         else:
             with standing_in(compiled, self._shares):
                 terms = [] if compiled is None else [compiled(y, outputs, sample_weight)]
+            terms = [term for term in terms if term is not None]
             for loss, is_sum in zip(model.losses, self._are_sums, strict=True):
                 terms.append(ops.sum(ops.cast(loss, share.dtype)) * (1 if is_sum else share))
             if not terms:
-                raise ValueError(
-                    "The model has no loss: pass `loss` to `model.compile`, or call `add_loss` in a layer."
-                )
+                raise ValueError("The model has no loss: pass `loss` to `compile`, or call `add_loss` in a layer.")
             total, weight = sum(terms), 1
         losses = [total, *(each.value for each in self._shares if each.value is not None)]
         return [ops.sum(tf.cast(loss, share.dtype)) * tf.cast(weight, share.dtype) for loss in losses], outputs
@@ -439,7 +437,7 @@ class GradientOracle:
         (x, y, sample_weight), model = batch, self.model
         loss_tracker(model).update_state(tf.math.divide_no_nan(loss, share), sample_weight=examples(x))
         logs = model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
-        if type(model).compute_metrics is keras.Model.compute_metrics:
+        if not is_own(model, "compute_metrics"):
             return []
         self._structure = tree.map_structure(lambda leaf: None, logs)
         return [tf.convert_to_tensor(leaf) for leaf in tree.flatten(logs)]

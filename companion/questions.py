@@ -13,9 +13,23 @@ import tensorflow as tf
 
 from companion import arguments
 from companion.backend import environment
+from companion.denominators import compiled_loss, is_built
 from companion.gradients import all_finite
 from companion.merging import weighted_mean
 from companion.replicas import gather, replicas_of
+
+_PLAIN = "train in one part with an optimizer that asks once, and without `check_finite`"  # as Keras itself does
+
+
+class BoundError(ValueError):
+    """A question is about trainable variables themselves, and not about the values that stand for them.
+
+    Args:
+        words: the message.
+    """
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words)
 
 
 class Recorder(keras.StatelessScope):
@@ -23,11 +37,13 @@ class Recorder(keras.StatelessScope):
 
     Args:
         known: pairs of a variable and its value.
+        trained: the trainable variables; those that are not known are what they are.
     """
 
-    def __init__(self, known: list[Any]) -> None:
+    def __init__(self, known: list[Any], trained: list[Any]) -> None:
         super().__init__(known, collect_losses=True)
         self.assigned: dict[int, Any] = {}
+        self._trained = {id(variable): variable.value for variable in trained}
 
     def __enter__(self) -> Any:
         self._graph = _graph()
@@ -35,13 +51,18 @@ class Recorder(keras.StatelessScope):
 
     def get_current_value(self, variable: Any) -> Any:
         """What a variable holds in the question, which Keras asks for here instead of there."""
-        value = super().get_current_value(variable)
-        if value is not None and _graph() is not self._graph and type(_graph()).__name__ == "FuncGraph":
-            raise ValueError(
+        value, itself = super().get_current_value(variable), self._trained.get(id(variable))
+        if value is None:
+            return itself
+        is_inside = _graph() is not self._graph
+        if is_inside and type(_graph()).__name__ == "FuncGraph":
+            raise (ValueError if itself is None else BoundError)(
                 "A `tf.function` inside the model or the loss reads a variable. It would keep the value that the "
                 "variable has in one question for all others: leave `tf.function` out, which `fit` does not need, or "
-                f"train in one part with an optimizer that asks once. Received: variable={variable.path!r}"
+                f"{_PLAIN}. Received: variable={variable.path!r}"
             )
+        if itself is not None and not is_inside:  # in a loop, what is only read has a gradient of zeros
+            tf.convert_to_tensor(itself)  # read, so that a custom gradient over it shows itself by one
         return value
 
     def add_update(self, update: tuple[Any, Any]) -> None:
@@ -50,8 +71,7 @@ class Recorder(keras.StatelessScope):
             raise ValueError(
                 "A variable is assigned in a branch, in a loop, or in a `tf.function` inside the model or the loss, "
                 "where its value cannot be followed from part to part and from question to question: assign outside, "
-                "or train in one part with an optimizer that asks once. Received: an assignment to "
-                f"{update[0].path!r}"
+                f"or {_PLAIN}. Received: an assignment to {update[0].path!r}"
             )
         self.assigned[id(update[0])] = update[0]
         super().add_update(update)
@@ -68,8 +88,7 @@ class Recorder(keras.StatelessScope):
         if names:
             raise ValueError(
                 "A call of the model assigns to variables that are trainable. An oracle cannot say at which of their "
-                "values to take the gradient then: train this model in one part, with an optimizer that asks once. "
-                f"Received: {', '.join(names)}"
+                f"values to take the gradient then: {_PLAIN}. Received: {', '.join(names)}"
             )
         left_out = {id(variable) for metric in told for variable in metric.variables}
         return [variable for key, variable in self.assigned.items() if key not in left_out]
@@ -159,7 +178,7 @@ def check_question(
             f"model={model.name!r}, optimizer={getattr(model, 'optimizer', None)!r}"
         )
     replicas = replicas_of(model)
-    has_own_loss = loss is None and type(model).compute_loss is not keras.Model.compute_loss
+    has_own_loss = loss is None and is_own(model, "compute_loss")
     if has_own_loss and weight_fn is None and micro_batches * replicas > 1:
         raise ValueError(
             f"`model` has a `compute_loss` of its own, {type(model).__name__}.compute_loss, which does not say what it "
@@ -196,6 +215,58 @@ def in_mode(training: bool, signature: Callable[..., Any], function: Callable[..
     return functools.partial(function, training=training) if takes_it else function
 
 
+def build(model: keras.Model, batch: tuple[Any, Any, Any], loss: Any, training: bool) -> None:
+    """Has layers and losses make their variables, in Keras's order; nothing is computed.
+
+    Args:
+        model: the model.
+        batch: a batch of (x, y, sample_weight).
+        loss: a function of them that is asked instead of the model, or ``None``.
+        training: whether layers act as in training: some are called only then.
+    """
+    (x, y, sample_weight), compiled = batch, compiled_loss(model)
+
+    def trace(training: bool) -> None:
+        @tf.function(autograph=False)
+        def call() -> Any:
+            if loss is not None:
+                return loss(x, y, sample_weight)
+            outputs = in_mode(training, model.call, model)(x)
+            return compiled(y, outputs, sample_weight) if compiled else outputs
+
+        call.get_concrete_function()
+
+    if not (is_built(model) if loss else model.built and getattr(compiled, "built", True)):
+        trace(False)
+    if training and not loss and not is_built(model):
+        trace(True)
+
+
+def is_own(model: keras.Model, method: str) -> bool:
+    """Whether a method is another one than that of ``keras.Model``: in the model's class, or set on the model.
+
+    Args:
+        model: the model.
+        method: its name.
+    """
+    return getattr(getattr(model, method), "__func__", None) is not getattr(keras.Model, method)
+
+
+def refuse_overwritten(model: keras.Model) -> None:
+    """Raises where a "gradient" is what a variable becomes, so that sums of several, or steps along it, mean nothing.
+
+    Args:
+        model: the model, built.
+    """
+    names = [v.path for v in model.trainable_variables if getattr(v, "overwrite_with_gradient", False)]
+    if names:
+        raise ValueError(
+            "Layers quantized to float8 have variables that are overwritten with what stands for their gradient, which "
+            "cannot be added up over parts, and is nothing to go along: train in one part with an optimizer that asks "
+            f"once. Received: {', '.join(names)}"
+        )
+
+
 def fitting_values(model: keras.Model, values: Any) -> list[Any]:
     """The values to ask at, once it is certain that there is one for each variable.
 
@@ -203,6 +274,8 @@ def fitting_values(model: keras.Model, values: Any) -> list[Any]:
         model: the model.
         values: a tensor for each of its trainable variables; ``None`` for what they are.
     """
+    if values is not None:
+        refuse_overwritten(model)
     variables = model.trainable_variables
     tensors = [tf.convert_to_tensor(value) for value in (variables if values is None else values)]
     shapes = [tuple(variable.shape) for variable in variables]
@@ -218,17 +291,19 @@ def fitting_values(model: keras.Model, values: Any) -> list[Any]:
 
 
 def refuse_traced(variables: list[Any], gradients: list[Any]) -> None:
-    """Raises where a question is about variables themselves and not about the values that stand for them.
+    """Raises where a question is about variables, which custom gradients know, and functions that were traced before.
 
     Args:
-        variables: those that it has read.
-        gradients: the gradients for them, which are ``None`` where all is well.
+        variables: the model's.
+        gradients: the gradients for them, none or ``None`` where all is well.
     """
-    if any(gradient is not None for gradient in gradients):
-        raise ValueError(
-            "A `tf.function` inside the model or the loss was traced before, and reads variables where questions "
-            "cannot be asked elsewhere: leave `tf.function` out, which `fit` does not need, or train in one part "
-            f"with an optimizer that asks once. Received: {', '.join(variable.path for variable in variables)}"
+    names = [variable.path for variable, found in zip(variables, gradients, strict=False) if found is not None]
+    if names:
+        raise BoundError(
+            "A `tf.function` inside the model or the loss was traced before, or a custom gradient (`keras.remat`, "
+            "`tf.recompute_grad`, `tf.custom_gradient`) is over variables: both know variables only, and questions "
+            "cannot be asked elsewhere. Leave it out, or train with an optimizer that asks once. Received: "
+            f"{', '.join(names)}"
         )
 
 

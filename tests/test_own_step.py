@@ -120,6 +120,12 @@ def test_the_graph_of_a_step_in_one_part_is_keras_own(name: str) -> None:
     assert operations(inject) == operations(lambda model: model)
 
 
+@pytest.mark.parametrize("name", ["recomputed in the gradient", "layer called in training only"])
+def test_one_part_that_is_checked_is_keras_own_step(name: str) -> None:
+    expected = steps(CASES[name](), lambda model: model)
+    assert_identical(steps(CASES[name](), lambda model: inject(model, check_finite=True)), expected)
+
+
 def test_one_part_is_keras_own_fit_with_several_steps_at_a_time() -> None:
     def fit(prepare: Callable[[Any], Any]) -> tuple[Any, Any]:
         case = CASES["variational autoencoder"]()
@@ -158,6 +164,8 @@ class Twice(InjectedOptimizer):
     "subclass without training",
     "assigns to its weights",
     "function of tensorflow",
+    "recomputed in the gradient",
+    "layer called in training only",
 )
 def test_the_first_of_several_questions_is_keras_own_step_and_the_others_move_nothing(name: str) -> None:
     def steps_of(make: Callable[[], Any], prepare: Callable[[Any], Any]) -> tuple[Any, Any]:
@@ -197,6 +205,8 @@ def test_the_first_of_several_questions_is_keras_own_step_and_the_others_move_no
     "loss scale factor",
     "draws in a branch",
     "contrastive in batch",
+    "function of tensorflow",
+    "recomputed in the gradient",
 )
 def test_in_parts_a_batch_is_divided_exactly_or_not_at_all(name: str) -> None:
     case = CASES[name]()

@@ -237,7 +237,16 @@ class CenteredByTheBatch(K.Loss):
         return ops.mean((targets - (outputs - ops.mean(outputs, 0))) ** 2, -1)
 
 
-MIXING = [triplet, in_batch, over_the_hardest, by_the_size, CenteredByTheBatch()]
+def of_pairs(targets: Any, outputs: Any) -> Any:
+    return ops.mean((outputs[:, None] - outputs[None]) ** 2, -1)
+
+
+class Hardest(K.MeanSquaredError):
+    def call(self, targets: Any, outputs: Any) -> Any:
+        return over_the_hardest(targets, outputs)
+
+
+MIXING = [triplet, in_batch, over_the_hardest, by_the_size, CenteredByTheBatch(), of_pairs, Hardest()]
 
 
 @pytest.mark.parametrize("graph", [False, True])

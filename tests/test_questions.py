@@ -210,6 +210,27 @@ def test_both_errors_for_a_train_step_of_ones_own_name_the_way_out() -> None:
         model.train_on_batch(numbers(6, 3))
 
 
+def test_the_way_out_for_an_optimizer_of_keras_steps_as_far_where_the_loss_is_scaled() -> None:
+    def moved(asks: bool) -> list[Any]:
+        keras.utils.set_random_seed(0)
+        model = Autoencoder(None, keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
+        x, optimizer = tf.constant(numbers(6, 3)), model.optimizer
+        loss = lambda x, y, sample_weight: tf.reduce_mean(model(x) ** 2)  # noqa: E731
+        model(x)
+        if asks:
+            oracle = GradientOracle(model, x, 2, loss=loss)
+            slopes = [slope if slope is None else optimizer.scale_loss(slope) for slope in oracle()]
+        else:
+            with tf.GradientTape() as tape:
+                scaled = optimizer.scale_loss(loss(x, None, None))
+            slopes = tape.gradient(scaled, model.trainable_variables)
+        optimizer.apply(slopes, model.trainable_variables)
+        return model.get_weights()
+
+    for mine, theirs in zip(moved(True), moved(False), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_what_is_wrong_with_a_question_is_said() -> None:
     model = keras.Sequential([keras.Input((2,)), L.Dense(1)])
     model.compile("sgd", "mse")

@@ -270,6 +270,13 @@ def two_outputs() -> Case:
 
 
 @case
+def output_without_a_loss() -> Case:
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, {"a": L.Dense(2, name="a", activity_regularizer="l2")(inputs)})
+    return Case(compiled(model, {"a": None}), (X,))
+
+
+@case
 def shared_towers() -> Case:
     one, two = keras.Input((4,)), keras.Input((4,))
     tower = keras.Sequential([L.Dense(3, "relu"), L.Dense(2)])
@@ -400,7 +407,57 @@ class Traced(L.Layer):
 
 @case
 def function_of_tensorflow() -> Case:
-    return Case(compiled([keras.Input((4,)), Traced(), L.Dense(1)]), (X, Y), parts="refused", again=False)
+    return Case(compiled([keras.Input((4,)), Traced(), L.Dense(1)]), (X, Y), again=False)
+
+
+class Recomputed(L.Layer):
+    """Its gradient calculates it again, which saves memory: a custom gradient over variables."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], 3), regularizer="l2")
+
+    def call(self, inputs: Any) -> Any:
+        return keras.remat(lambda x: ops.tanh(ops.matmul(x, self.kernel)))(inputs)
+
+
+@case
+def recomputed_in_the_gradient() -> Case:
+    return Case(compiled([keras.Input((4,)), Recomputed(), L.Dense(1)]), (X, Y), again=False)
+
+
+class Loop(Recomputed):
+    def call(self, inputs: Any) -> Any:
+        body = lambda i, x: (i + 1, ops.tanh(ops.matmul(x, self.kernel) @ ops.transpose(self.kernel)))  # noqa: E731
+        return ops.while_loop(lambda i, x: i < 3, body, (0, inputs), maximum_iterations=3)[1]
+
+
+@case
+def weights_in_a_loop() -> Case:
+    return Case(compiled([keras.Input((4,)), Loop(), L.Dense(1)]), (X, Y))
+
+
+class Auxiliary(keras.Model):
+    """One layer is called in training only; ``compute_metrics`` shows what was added to the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.aside, self.out = L.Dense(3, kernel_regularizer="l2"), L.Dense(3, "tanh"), L.Dense(1)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        hidden = self.dense(inputs)
+        self.add_loss(ops.mean(hidden**2))
+        return self.out(self.aside(hidden) if training else hidden)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        added = dict(zip("ab", self.losses, strict=True))
+        return {**super().compute_metrics(x, y, y_pred, sample_weight), **added}
+
+
+@case
+def layer_called_in_training_only() -> Case:
+    model = Auxiliary()
+    model(X)
+    return Case(compiled(model), (X, Y), parts="drawn")
 
 
 class Counting(L.Layer):
