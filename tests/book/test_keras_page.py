@@ -52,8 +52,10 @@ def test_tables_at_the_top_have_every_entry_once_the_silent_ones_first() -> None
     assert tables[::2] == ["Nothing", "A warning", "An error"]
     seen = []
     for kind, table in zip(tables[::2], tables[1::2], strict=True):
-        for label, remedy in re.findall(r"^\| \{ref\}`[^`<]+ <(.+?)>` \| .+? \| (.+?) \|$", table, re.MULTILINE):
+        rows = re.findall(r"^\| \{ref\}`([^`<]+) <(.+?)>` \| .+? \| (.+?) \|$", table, re.MULTILINE)
+        for words, label, remedy in rows:
             seen.append(label)
+            assert entries[label].splitlines()[0].lower().endswith(words.lower()), "the heading says it in other words"
             assert kind == learned(entries[label].split("```")[1]), label
             for name in re.findall("`(.+?)`", remedy):
                 assert name in entries[label].split("**Remedy.**")[1], (label, name)
