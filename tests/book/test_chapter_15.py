@@ -476,8 +476,7 @@ def test_slots_stay(name: str) -> None:
 
 
 @pytest.mark.claim(
-    "The mean of two variances is not the variance of both workers' data together: what lies between their means is "
-    "missing.",
+    "The mean of two variances is not the variance of both workers' data together.",
     chapter="15",
 )
 def test_mean_of_variances() -> None:
@@ -488,9 +487,9 @@ def test_mean_of_variances() -> None:
     assert between > 0.5
 
 
-@pytest.mark.claim("Steps must be equal.", chapter="15")
 @pytest.mark.claim(
-    "the callback compares the numbers first and raises on all workers, before the first step.", chapter="15"
+    "Every worker must make the same number of steps; else the callback raises an error on all, before the first step.",
+    chapter="15",
 )
 def test_uneven_steps() -> None:
     for mine in result("uneven steps"):
