@@ -353,7 +353,7 @@ def test_median_leaves_out_what_one_knows() -> None:
     assert float(companion.merging.weighted_mean(rows, weights)[0][0]) == 3.0
 
 
-# ---- the loss stands still, and the dials do not --------------------------------------------------------------------
+# ---- the loss stands still: what the dials say ----------------------------------------------------------------------
 
 
 def dials(layers: list[Any], x: Any, y: Any, **fit: Any) -> dict[str, float]:
