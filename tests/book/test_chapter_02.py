@@ -229,7 +229,8 @@ def test_returning_is_not_assigning(
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         losses = fit(model)
-    assert "warn" not in capfd.readouterr().err.lower()
+    lines = capfd.readouterr().err.lower().splitlines()
+    assert not [line for line in lines if "warn" in line and "retracing" not in line]  # of all models of this process
     assert int(model.optimizer.iterations) == 3
     assert len(set(losses)) == 1
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
