@@ -64,7 +64,8 @@ def interpreter(folder: pathlib.Path, python: str, *packages: str) -> str:
                 start_new_session=True,
             )
             assert nest.stdout is not None
-            assert nest.stdout.read().endswith(b"ready")
+            with nest.stdout as said:
+                assert said.read().endswith(b"ready")
             command.write_text(_COMMAND.format(python=python, address=str(address)))
             command.chmod(0o755)
     return str(command)
