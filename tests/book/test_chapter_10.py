@@ -365,8 +365,8 @@ def test_how_far_chebyshev_steps(stages: int, share: float, is_stable: bool) -> 
 
 
 @pytest.mark.claim(
-    "A tenth beyond its limit, one step of ten Chebyshev stages multiplies the steepest direction by 242; a tenth "
-    "beyond their own, ten steps of gradient descent multiply it by six.",
+    "A step of ten Chebyshev stages that is a tenth too long multiplies the steepest direction by 242. Ten steps of "
+    "gradient descent, each a tenth too long, multiply it by six.",
     chapter="10",
 )
 @pytest.mark.parametrize("share", [1.1, wrong(1.05, why="half as far beyond")])
