@@ -394,7 +394,8 @@ def test_a_first_batch_that_does_not_divide(method: str, case: str) -> None:
 
 
 @pytest.mark.claim(
-    "stock `fit` gives the three samples of the smaller share more weight than the four of the larger one.",
+    "stock `fit` gives the three samples of the smaller share as much weight as the four of the larger one, so each of "
+    "the three counts a third more.",
     chapter="14",
 )
 def test_seven_samples_on_two_devices() -> None:
