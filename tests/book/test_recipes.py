@@ -111,6 +111,19 @@ def test_job_of_slurm_trains(tmp_path: pathlib.Path) -> None:
     (train,) = [recipe.code for recipe in RECIPES if recipe.command]
     assert "2 workers, 6 exchanges" in (shown := run_job(tmp_path, train))
     assert "loss below 0.01: True" in shown
+    assert list(tmp_path.glob("backups/*/*"))
+
+
+@pytest.mark.parametrize(("restarts", "requeued"), [("", True), ("2", True), ("3", False)])
+def test_job_of_slurm_that_fails_comes_back_three_times(tmp_path: pathlib.Path, restarts: str, requeued: bool) -> None:
+    (job,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", PAGE.read_text(), re.DOTALL)
+    for name, content in {"srun": "exit 1", "scontrol": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    here = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
+    done = subprocess.run(["bash", "-c", job], cwd=tmp_path, env=os.environ | here, capture_output=True, text=True)
+    assert done.stdout == ("requeue 7\n" if requeued else "")
+    assert (done.returncode == 0) == requeued
 
 
 def test_result_on_the_first_page() -> None:
