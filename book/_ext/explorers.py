@@ -102,9 +102,10 @@ _BOUND = re.compile(
 
 def _private(script: str) -> list[str]:
     """The names that a script declares and has nowhere else: not as a property, a key, a method or a quoted word."""
-    words = " ".join(_COMPUTED.sub(" ", found[0]) for found in _QUOTED.finditer(script))
     code = _QUOTED.sub(lambda found: f'"" + {"+".join(_COMPUTED.findall(found[0]))}', script)
-    public, inside, before = set(re.findall(r"\w+", words)), [""], ""
+    quoted = [_COMPUTED.sub(" ", found[0]) for found in _QUOTED.finditer(script)]
+    quoted += [found[0] for found in _QUOTED.finditer(code)]  # in what a template computes
+    public, inside, before = set(re.findall(r"\w+", " ".join(quoted))), [""], ""
     for token in re.findall(r"\w+|=>|\.{3}|\S", code):
         if token in "([{":
             keys = before in {*"=([,:?|&", "...", "const", "let", "return"}

@@ -529,6 +529,8 @@ def test_compact_changes_nothing_that_a_browser_reads() -> None:
     short += "if(_c)return(_f,{all})=>({seen,set:[_f,_g]})}}}"
     assert compact(source, ".js").strip() == short
     assert compact(compact(source, ".js"), ".js") == compact(source, ".js")  # a page that is built again
+    source = 'const late = 1;\nconst quiet = `${late ? "quiet" : 2}`;\n'  # a word in what a template computes
+    assert compact(source, ".js").strip() == 'let _a=1;let quiet=`${_a ? "quiet" : 2}`;'
     assert compact(".a > :not(.b) { top: 0.5rem; }\n", ".css") == ".a > :not(.b){top:.5rem}"
     with pytest.raises(ValueError, match="holds another"):
         compact("const a = `${b ? `c : ${d}` : e}`;", ".js")

@@ -47,7 +47,9 @@
 
     /** Draws the axes, anew if they change. */
     axes(x, y) {
-      Object.assign(this, { x, y });
+      const drawn = JSON.stringify([x, y]);
+      if (drawn === this.drawn) return;
+      Object.assign(this, { x, y, drawn });
       const { left, right, top, bottom, back } = this;
       const place = ({ range, scale = (v) => v }, from, to) => {
         const [low, high] = range.map(scale);
@@ -66,6 +68,11 @@
     /** Adds a part: a path, a circle, …, to be moved later. */
     add(name, look, attributes = {}) {
       return this.inside.appendChild(svg(name, { class: look, ...attributes }));
+    }
+
+    /** Adds what can be dragged: it stays whole on the edge of the plot. */
+    handle() {
+      return this.svg.appendChild(svg("circle", { class: "end", r: 6 }));
     }
 
     /** Adds words beside a curve, in its colour. */

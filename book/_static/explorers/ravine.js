@@ -44,7 +44,7 @@
     const box = { x: map.left, y: map.top, width: map.right - map.left, height: map.bottom - map.top };
     const image = map.add("image", "", { ...box, preserveAspectRatio: "none" });
     const [arms, bar] = [map.add("path", "line thin black"), map.add("path", "bar")];
-    const ends = [0, 1].map(() => map.add("circle", "end", { r: 5.5 }));
+    const ends = [0, 1].map(() => map.handle());
     map.write("creeps", "white middle", 0.04, 0.14);
     const [swings, grows] = [map.write("swings", "black middle"), map.write("grows", "flow middle")];
     const parts = ["floor", "walls"].map((part) => map.write(part, "black middle"));
@@ -105,8 +105,7 @@
       let high = 2;
       while (high < swing && high < (grows ? 8 : 64)) high *= 2;
       scale.textContent = high > 2 ? `across: now up to ±${high}` : "";
-      if (plot.y.range[1] !== high)
-        plot.axes(plot.x, { ...plot.y, range: [-high, high], ticks: [-high, -high / 2, 0, high / 2, high] });
+      plot.axes(plot.x, { ...plot.y, range: [-high, high], ticks: [-high, -high / 2, 0, high / 2, high] });
       for (const [i, size] of SIZES.entries()) plot.ellipse(contours[i], [0, 0], [size, size / Math.sqrt(kappa)]);
       plot.move(begin, 10.5, START[1] + 0.07 * high);
       trail(path);

@@ -23,10 +23,10 @@
   const METHODS = Object.keys(NAMES);
 
   /** Round numbers for an axis. */
-  function ticks(end) {
-    const power = 10 ** Math.floor(Math.log10(end));
-    const stride = power * (end / power > 5 ? 2 : end / power > 2 ? 1 : 0.5);
-    return Array.from({ length: Math.floor(end / stride) + 1 }, (_, i) => +(i * stride).toPrecision(3));
+  function ticks(edge) {
+    const power = 10 ** Math.floor(Math.log10(edge));
+    const stride = power * (edge / power > 5 ? 2 : edge / power > 2 ? 1 : 0.5);
+    return Array.from({ length: Math.floor(edge / stride) + 1 }, (_, i) => +(i * stride).toPrecision(3));
   }
 
   /** Where a function over [left, right] × [0, top] crosses 1, as pieces of lines (marching squares). */
@@ -77,13 +77,13 @@
     const [band, line, point, tag] = [
       curve.add("path", "band"),
       curve.add("path", ""),
-      curve.add("circle", "end", { r: 6 }),
+      curve.handle(),
       curve.write("", ""),
     ];
     const plane = new Plot("Where steps are stable, over hλ and hω", none, none);
     const ray = plane.add("path", "line thin dotted ink");
-    const regions = METHODS.map((name) => [plane.add("path", ""), plane.write("", `middle ${LOOKS[name]}`)]);
-    const here = plane.add("circle", "end", { r: 6 });
+    const regions = METHODS.map((name) => [name, plane.add("path", ""), plane.write("", `middle ${LOOKS[name]}`)]);
+    const here = plane.handle();
     const rows = { range: [0, 7.7], ticks: METHODS.map((name, i) => [6.5 - i, NAMES[name]]), label: "" };
     const bars = new Plot("The longest stable step of each method", none, rows, { left: 92 });
     const pieces = METHODS.map(() => bars.add("rect", "", { height: 18 }));
@@ -91,16 +91,16 @@
     const names = METHODS.map(() => bars.write("", ""));
     const yours = bars.write("your step", "");
     panel.note(
-      "Drag the circle, or move the slider. A bar ends at the longest step at which its method is stable. Where yours is longer the bar is pale: there the distance grows.",
+      "Drag the circle or the slider. A bar ends at the longest stable step of its method. Where yours is longer the bar is pale: there the distance grows.",
     );
 
     const known = new Map();
     const once = (key, compute) => known.get(key) ?? known.set(key, compute()).get(key);
     const of = (name, s) => (name === "chebyshev" ? once(s, () => chebyshev(s)) : TABLEAUX[name]);
     const reach = (method, x, y) => (y ? limit(method, x, y) : once(method, () => limit(method)));
-    const fine = (end) => (end > 40 ? 1 : end > 6 ? 0.1 : 0.01); // the step of the slider
-    let [end, top, height] = [4, 4, 0]; // of the axes, of the handle
-    const near = (x) => +(Math.round(Math.max(0, x) / fine(end)) * fine(end)).toFixed(2);
+    const fine = (edge) => (edge > 40 ? 1 : edge > 6 ? 0.1 : 0.01); // the step of the slider
+    let [edge, top, height] = [4, 4, 0]; // of the axes, of the handle
+    const near = (x) => +(Math.round(Math.max(0, x) / fine(edge)) * fine(edge)).toFixed(2);
     const handles = () => [[panel.state.x, height]];
     curve.drag(handles, (x) => panel.change({ x: near(x) }));
     plane.drag(handles, (x, y) => panel.change({ x: near(x), y: Math.round(100 * y) / 100 }));
@@ -109,42 +109,44 @@
       curve.axes(axis, factors);
       set(band, { d: `M${curve.left} ${curve.Y(1)}H${curve.right}V${curve.Y(-1)}H${curve.left}z` });
       const points = Array.from({ length: 241 }, (_, i) => [
-        (end * i) / 240,
-        factor(method, (-share * end * i) / 240, 0)[0],
+        (edge * i) / 240,
+        factor(method, (-share * edge * i) / 240, 0)[0],
       ]);
       set(line, { class: `line ${LOOKS[name]}`, d: curve.through(points) });
       curve.move(point, panel.state.x, height);
-      const late = panel.state.x > 0.7 * end;
+      const late = panel.state.x > 0.7 * edge;
       set(tag, { class: `label ink ${late ? "end" : ""}`, x: late ? -10 : 10, y: height > 0 ? 18 : -9 });
       curve.move(tag, panel.state.x, height);
     }
 
     function showPlane(axis, name, { stages: s, per, x, y }) {
-      const right = -0.15 * end;
-      plane.axes({ ...axis, range: [end, right] }, { range: [0, top], ticks: ticks(top), label: `hω of one ${per}` });
+      const right = -0.15 * edge;
+      plane.axes({ ...axis, range: [edge, right] }, { range: [0, top], ticks: ticks(top), label: `hω of one ${per}` });
       set(ray, {
         d: plane.through([
           [0, 0],
           [9 * x, 9 * y],
         ]),
       });
-      for (const [i, other] of METHODS.entries()) {
+      const written = []; // where names stand: the chosen method's comes first, others only where there is room
+      for (const [other, region, words] of regions.toSorted((p, q) => (q[0] === name) - (p[0] === name))) {
         const shown = name !== "chebyshev" ? other !== "chebyshev" : ["euler", "rk45", name].includes(other);
         const method = of(other, s);
         const cost = per === "gradient" ? gradients(method) : 1;
-        const size = (x, y) => Math.hypot(...factor(method, -cost * x, cost * y));
         const draw = () => {
-          const pieces = contour(size, right, end, top);
+          const size = (x, y) => Math.hypot(...factor(method, -cost * x, cost * y));
+          const pieces = contour(size, right, edge, top);
           const highest = pieces.flat().reduce((p, q) => (q[1] > p[1] ? q : p), [0, 0]);
           return [pieces.map((piece) => plane.through(piece)).join(""), highest];
         };
-        const key = [other, other === "chebyshev" && s, end, per].join();
-        const [d, at] = shown ? once(key, draw) : ["", [0, 0]];
-        const [region, words] = regions[i];
+        const key = [other, other === "chebyshev" && s, edge, cost].join();
+        const [d, [a, b]] = shown ? once(key, draw) : ["", [0, 0]];
         set(region, { class: `line ${other === name ? "" : "thin faint"} ${LOOKS[other]}`, d });
-        plane.move(words, at[0], at[1] - 0.07 * top);
-        const crowded = per === "gradient" && other !== "euler" && other !== name;
-        words.textContent = d && !crowded ? NAMES[other] : "";
+        plane.move(words, a, b - 0.07 * top);
+        const [X, Y] = [plane.X(a), plane.Y(b)];
+        const free = d && !written.some(([u, v]) => Math.hypot((u - X) / 4, v - Y) < 14);
+        words.textContent = free ? NAMES[other] : "";
+        if (free) written.push([X, Y]);
       }
       plane.move(here, x, y);
     }
@@ -170,12 +172,12 @@
           y: middle + 4.5,
           class: `label ${inside ? "onto end" : LOOKS[name]}`,
         });
-        names[i].textContent = digits(value, value < 20 ? 2 : 0) + (value > end ? " →" : "");
+        names[i].textContent = digits(value, value < 20 ? 2 : 0) + (value > edge ? " →" : "");
       }
       set(mark, { d: `M${bars.X(far)} ${bars.top}V${bars.bottom}` });
-      const late = far > end / 2;
+      const late = far > edge / 2;
       set(yours, { class: `label ink ${late ? "end" : ""}`, x: late ? -5 : 5 });
-      bars.move(yours, Math.min(far, end), 7.2);
+      bars.move(yours, Math.min(far, edge), 7.2);
     }
 
     return (state) => {
@@ -183,16 +185,16 @@
       const method = of(name, state.stages);
       const [cost, farthest] = [gradients(method), reach(method)];
       const share = per === "gradient" ? cost : 1;
-      end = Math.max(per === "gradient" ? 2.6 : 4, (1.2 * farthest) / share);
-      if (end > 6) end = Math.ceil(end);
+      edge = Math.max(per === "gradient" ? 2.6 : 4, (1.2 * farthest) / share);
+      if (edge > 6) edge = Math.ceil(edge);
       top = per === "gradient" ? 1.6 : 4;
-      state.x = Math.min(state.x, end);
+      state.x = Math.min(state.x, edge);
       state.y = Math.min(state.y, top);
       const flat = view === "axis";
       const [x, y] = [state.x, flat ? 0 : state.y];
       stages.hidden = name !== "chebyshev";
       rotation.hidden = flat;
-      downhill.range({ max: end, step: fine(end) });
+      downhill.range({ max: edge, step: fine(edge) });
       rotation.range({ max: top });
       downhill.firstChild.textContent = `downhill, hλ a ${per}`;
       rotation.firstChild.textContent = `rotation, hω a ${per}`;
@@ -201,12 +203,13 @@
       height = flat ? Math.max(-1.5, Math.min(1.5, value[0])) : y;
       const beyond = height === value[0] ? "" : value[0] > 0 ? " ↑" : " ↓";
       tag.textContent = digits(value[0], 2) + beyond;
-      const axis = { range: [0, end], ticks: ticks(end), label: `hλ of one ${per}` };
+      const axis = { range: [0, edge], ticks: ticks(edge), label: `hλ of one ${per}` };
       const longestOf = flat ? `longest hλ of one ${per}` : "longest along the dotted line";
+      const { svg } = flat ? curve : plane;
       if (flat) showCurve(axis, name, method, share);
       else showPlane(axis, name, state);
       showBars({ ...axis, label: longestOf }, { ...state, y });
-      panel.pictures.replaceChildren((flat ? curve : plane).svg, bars.svg);
+      if (!svg.isConnected) panel.pictures.replaceChildren(svg, bars.svg);
       const longest = y ? reach(method, x / Math.hypot(x, y), y / Math.hypot(x, y)) : farthest;
       const who = name === "chebyshev" ? `Chebyshev with ${cost} stages` : NAMES[name];
       const stable = flat ? `${who} is stable up to hλ =` : `Along the dotted line ${who} is stable up to`;

@@ -45,7 +45,7 @@
     plot.add("path", "line dotted quiet", { d: hyperbola(TARGET) });
     const [flow, bent] = ["flow", "dashed adaptive"].map((look) => plot.add("path", `line ${look}`));
     const trail = plot.trail("sgd");
-    const handle = plot.add("circle", "end", { r: 7 });
+    const handle = plot.handle();
     plot.write("floor: ab = y", "quiet end", 3.3, 0.3);
     plot.write("a = b: flattest floor", "quiet", 1.05, 0.88);
     const begin = plot.write("start: drag it", "");
