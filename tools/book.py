@@ -3,9 +3,13 @@
 Usage: python -m tools.book [options of `jupyter-book build` …], in the folder of the book
 """
 
+import pathlib
+import shutil
 import sys
 
 from tools.kernel import prepare_environment
+
+STATIC, COPIES = pathlib.Path("book/_static"), pathlib.Path("_build/html/_static")
 
 
 def main(arguments: list[str]) -> None:
@@ -13,6 +17,8 @@ def main(arguments: list[str]) -> None:
     prepare_environment()
     from jupyter_book.cli.main import main as jupyter_book
 
+    if COPIES.exists():  # Sphinx copies styles and scripts only where it has a page to write
+        shutil.copytree(STATIC, COPIES, dirs_exist_ok=True)
     jupyter_book(["build", ".", *arguments])
 
 

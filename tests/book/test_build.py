@@ -4,11 +4,14 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
+import types
 from typing import Any
 
 import pytest
 import yaml
 
+import tools.book
 from tests.kit import ROOT
 from tests.kit.processes import warm
 from tests.kit.shared import folder, once_a_run
@@ -22,6 +25,21 @@ LINK = re.compile(r"""(?:href|src)=["']([^"']*)["']""")
 def test_build_has_no_warning(build: Any) -> None:
     found = [line for line in build["said"].splitlines() if "WARNING" in line]
     assert (build["status"], found) == (0, []), build["said"][-2000:]
+
+
+def test_a_changed_style_reaches_a_book_whose_pages_have_not_changed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (tools.book.STATIC, tools.book.COPIES):
+        (tmp_path / place / "explorers").mkdir(parents=True)
+        (tmp_path / place / "explorers" / "one.js").write_text(f"// {place}")
+    calls: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tools.book, "prepare_environment", lambda: None)
+    monkeypatch.setitem(sys.modules, "jupyter_book.cli.main", types.SimpleNamespace(main=calls.append))
+    tools.book.main(["-q"])
+    assert calls == [["build", ".", "-q"]]
+    assert (tools.book.COPIES / "explorers" / "one.js").read_text() == f"// {tools.book.STATIC}"
 
 
 def test_build_says_nothing_of_tensorflow(build: Any) -> None:
