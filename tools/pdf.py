@@ -77,7 +77,7 @@ def article(site: pathlib.Path, page: str, printed: set[str], chinese: bool = Tr
     text = (site / f"{page}.html").read_text()
     found = BeautifulSoup(text[text.index("<article") : text.rindex("</article>")], "html.parser").article
     assert isinstance(found, Tag)
-    for useless in found.select(".headerlink, .viewcode-link, details.hide, details.same, script, .start"):
+    for useless in found.select(".headerlink, .viewcode-link, details.hide, script, .start"):
         useless.decompose()
     for paragraph in found.select("p"):
         if not chinese and _CHINESE.match(paragraph.get_text()):

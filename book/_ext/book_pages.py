@@ -9,7 +9,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from ratio_charts import Ratio, chart, ratio
+from ratio_charts import Ratio, Subject, chart, overview, ratio
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -68,47 +68,62 @@ def claims_page(repository: str) -> str:
 def performance_page(
     path: pathlib.Path = ROOT / "book" / "performance.json", page: str = "<!-- performance -->"
 ) -> str:
-    """A page with the measured ratios in the places of its comments, as charts and Markdown tables.
+    """A page with the measured ratios in the places of its comments.
 
-    ``<!-- performance: RungeKutta -->`` becomes the results of that name, ``<!-- performance: inject, N=8, * -->`` what
-    is so called, ``<!-- performance -->`` what has no other place. ``<!-- ratio: SGD, *; Adam, * -->`` becomes the
-    median of what is so called, or the least and the largest.
+    ``<!-- performance: RungeKutta -->`` becomes a chart of the results of that name, ``<!-- performance: inject, N=8, *
+    -->`` of what is so called, ``<!-- performance -->`` of what has no other place. ``<!-- ratio: SGD, *; Adam, * -->``
+    becomes the median of what is so called, or the least and the largest. ``<!-- overview … -->`` becomes the chart of
+    all, from lines as ``overview_rows`` reads them.
     """
     results = json.loads(path.read_text())
     named = re.compile("<!-- performance: (.+?) -->")
     others = [row for row in results if not any(_is_meant(row, text) for text in named.findall(page))]
-    page = page.replace("<!-- performance -->", _table(others))
-    page = page.replace("<!-- vocabulary -->", vocabulary_table())
-    page = re.sub("<!-- ratio: (.+?) -->", lambda match: _medians(results, match[1].split("; ")), page)
-    return named.sub(lambda match: _table([row for row in results if _is_meant(row, match[1])]), page)
+    page = page.replace("<!-- performance -->", _chart(others))
+    page = page.replace("<!-- vocabulary -->", vocabulary_chart())
+    page = re.sub("<!-- ratio: (.+?) -->", lambda match: _ends(_medians(results, match[1])), page)
+    page = re.sub("<!-- overview\n(.+?)-->", lambda match: overview(_subjects(results, match[1])), page, flags=re.S)
+    return named.sub(lambda match: _chart([row for row in results if _is_meant(row, match[1])]), page)
 
 
 def _is_meant(row: dict[str, Any], text: str) -> bool:
     return any(text == row["name"] or fnmatch.fnmatchcase(row["what"], pattern) for pattern in text.split("; "))
 
 
-def _medians(results: list[dict[str, Any]], patterns: list[str]) -> str:
+def _medians(results: list[dict[str, Any]], text: str) -> list[float]:
+    patterns = text.split("; ")
     called = [row for row in results if any(fnmatch.fnmatchcase(row["what"], pattern) for pattern in patterns)]
-    medians = [row["ratio_median"] for row in called]
+    return [row["ratio_median"] for row in called]
+
+
+def _ends(medians: list[float]) -> str:
     ends = [f"{end(medians):.2f}" for end in (min, max)] if medians else ["not measured yet"]
     return "–".join(dict.fromkeys(ends))
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def overview_rows(text: str) -> list[tuple[str, list[str]]]:
+    """The rows of an overview with the heading above each: what one uses | over what | names of times | of memories."""
+    heading, rows = "", []
+    for line in text.strip().splitlines():
+        if "|" in line:
+            rows.append((heading, [cell.strip() for cell in line.split("|")]))
+        else:
+            heading = line.strip()
+    return rows
+
+
+def _subjects(results: list[dict[str, Any]], text: str) -> dict[str, list[Subject]]:
+    groups: dict[str, list[Subject]] = {}
+    for heading, (label, over, *names) in overview_rows(text):
+        time, memory = (_medians(results, name) for name in (*names, "", "")[:2])
+        groups.setdefault(heading, []).append(Subject(label, over, time, memory))
+    return groups
+
+
+def _chart(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "Not measured yet: run `make bench`."
-    lines = ["| what | median ratio | middle half |", "|---|---:|---:|"]
-    for row in rows:
-        spread = f"{row['ratio_q1']:.2f} – {row['ratio_q3']:.2f}"
-        lines.append(f"| {row['what']} | **{row['ratio_median']:.2f}** | {spread} |")
     where = " ".join(f"Measured on {measured}." for measured in sorted({row["measured"] for row in rows}))
-    return _drawn([ratio(row) for row in rows], "\n".join(lines), where)
-
-
-def _drawn(ratios: list[Ratio], table: str, where: str) -> str:
-    """A chart; behind a fold the same numbers as a table, and where they were measured."""
-    summary = "<summary>The same as a table, and where it was measured</summary>"
-    return f"{chart(ratios)}\n\n<details class='same'>{summary}\n\n{table}\n\n{where}\n\n</details>"
+    return f"{chart([ratio(row) for row in rows])}\n\n{where}"
 
 
 def titled(notebook: str, name: str = "") -> str:
@@ -132,21 +147,18 @@ def titled(notebook: str, name: str = "") -> str:
     return json.dumps(content)
 
 
-def vocabulary_table(path: pathlib.Path = ROOT / "book" / "data" / "time_of_vocabulary.json") -> str:
+def vocabulary_chart(path: pathlib.Path = ROOT / "book" / "data" / "time_of_vocabulary.json") -> str:
     """What a step of word2vec takes by hand over what it takes through ``Embedding``, from the record of chapter 04."""
     record = json.loads(path.read_text())
     times = record["microseconds"]
     ways = {"by hand": ("by hand", ""), "rows by `tf.gather`": ("gather, autodiff", "")}
     ways |= {"by hand, both in XLA": ("by hand", ", XLA")}
-    lines = [f"| words | {' | '.join(ways)} |", "|---:|---:|---:|---:|"]
     drawn = []
-    for place, size in enumerate(record["sizes"]):
-        ratios = [times[f"{way}{xla}"][place] / times[f"Embedding, autodiff{xla}"][place] for way, xla in ways.values()]
-        lines.append(f"| {size:,} | " + " | ".join(f"{each:.2f}" for each in ratios) + " |")
-        groups = (way.replace("`", "") for way in ways)
-        drawn += [Ratio(f"{size:,} words", group, *[each] * 3) for group, each in zip(groups, ratios, strict=True)]
-    where = f"{record['date']} on {record['processor']}, {record['cores']} cores"
-    return _drawn(drawn, "\n".join(lines), f"Measured on {where}.")
+    for group, (way, xla) in ways.items():
+        for place, size in enumerate(record["sizes"]):
+            median = times[f"{way}{xla}"][place] / times[f"Embedding, autodiff{xla}"][place]
+            drawn.append(Ratio(f"{size:,} words", group, median, median, median))
+    return f"{chart(drawn)}\n\nMeasured on {record['date']} on {record['processor']}, {record['cores']} cores."
 
 
 def api_table() -> str:

@@ -1,16 +1,13 @@
-"""Draws measured ratios for the page on performance: a point for the median, a bar for the middle half, a line at 1."""
+"""Draws measured ratios for the page on performance: tables with an axis, which narrow with the page and read aloud."""
 
 import html
 import math
-import textwrap
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from figure_pages import themed
-
-LABELS, TRACK, VALUES = 236, 186, 92  # the three columns, in pixels of the drawing
-LINE, GAP, FOOT = 15, 9, 28
-TICKS, FINE_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20), (0.8, 0.9, 1, 1.1, 1.25)
-INK, GREY, PALE = "#0072b2", "#6b6b6b", "#d0d0d0"
+# Ticks of an axis, by how many times its beginning its end is.
+TICKS = {30: (0.01, 0.03, 0.1, 0.3, 1, 3, 10), 3: (0.1, 0.2, 0.5, 1, 2, 5, 10), 1: (0.8, 0.9, 1, 1.1, 1.25)}
 
 
 class Ratio(NamedTuple):
@@ -21,6 +18,15 @@ class Ratio(NamedTuple):
     median: float
     low: float
     high: float
+
+
+class Subject(NamedTuple):
+    """A row of the overview: what one uses, what it was measured against, and medians of time and of memory."""
+
+    label: str
+    over: str
+    time: list[float]
+    memory: list[float]
 
 
 def ratio(row: dict[str, float | str]) -> Ratio:
@@ -34,59 +40,89 @@ def ratio(row: dict[str, float | str]) -> Ratio:
     return Ratio(label, group, *(float(row[f"ratio_{key}"]) for key in ("median", "q1", "q3")))
 
 
-def words(ratios: list[Ratio]) -> str:
-    """What is read aloud in a chart's place."""
-    said = "; ".join(f"{each.label}, {each.group}: {each.median:.2f}" for each in ratios)
-    return f"Median ratios. {said}."
+def _words(text: str) -> str:
+    """Text for HTML, with code between backticks and a letter between dollars."""
+    text = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text, quote=False))
+    return re.sub(r"\$(.+?)\$", r"<i>\1</i>", text)
+
+
+class _Axis:
+    """A logarithmic axis: places in percent of its width."""
+
+    def __init__(self, values: Iterable[float]) -> None:
+        values = [0.8, 1.25, *values]
+        self.low, self.high = min(values) / 1.1, max(values) * 1.1
+        ticks = next(ticks for width, ticks in TICKS.items() if self.high > width * self.low)
+        self.ticks = [tick for tick in ticks if self.low <= tick <= self.high]
+
+    def place(self, value: float) -> float:
+        return 100 * math.log(value / self.low) / math.log(self.high / self.low)
+
+    def head(self) -> str:
+        marks = (f'<b style="left: {self.place(tick):.1f}%">{tick:g}</b> ' for tick in self.ticks)
+        return f'<th class="axis" scope="col"><span class="strip">{"".join(marks)}</span></th>'
+
+    def strip(self, low: float, high: float, points: Iterable[float], kind: str = "time") -> str:
+        drawn = [
+            f'<i class="{"one" if tick == 1 else "tick"}" style="left: {self.place(tick):.1f}%"></i>'
+            for tick in self.ticks
+        ]
+        if high > low:
+            left, right = self.place(low), self.place(high)
+            drawn.append(f'<i class="bar {kind}" style="left: {left:.1f}%; width: {right - left:.1f}%"></i>')
+        drawn += [f'<i class="dot {kind}" style="left: {self.place(point):.1f}%"></i>' for point in points]
+        return f'<td class="axis"><span class="strip">{"".join(drawn)}</span></td>'
+
+
+def _table(head: str, groups: dict[str, list[str]]) -> str:
+    bodies = (
+        f'<tbody><tr><th class="group" colspan="3" scope="rowgroup">{_words(group)}</th></tr>{"".join(rows)}</tbody>'
+        for group, rows in groups.items()
+    )
+    return f'<table class="table ratios"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
 
 
 def chart(ratios: list[Ratio]) -> str:
-    """A drawing of ratios on one logarithmic axis, as part of a page.
+    """Ratios on one logarithmic axis: a point for the median, a bar for the middle half.
 
     Args:
         ratios: those of a group stand together, under what they are compared with.
 
     Returns:
-        A ``figure`` of HTML on one line, in the colours of the light and of the dark page.
+        A ``table`` of HTML on one line.
     """
-    groups = list(dict.fromkeys(each.group for each in ratios))
-    ratios = sorted(ratios, key=lambda each: groups.index(each.group))
-    low = min(0.8, *(each.low for each in ratios)) / 1.1
-    high = max(1.25, *(each.high for each in ratios)) * 1.1
+    axis = _Axis(end for each in ratios for end in (each.low, each.high))
+    groups: dict[str, list[str]] = {}
+    for each in ratios:
+        said = f"<b>{each.median:.2f}</b>" + (f" ({each.low:.2f}–{each.high:.2f})" if each.high > each.low else "")
+        cells = f'<th scope="row">{_words(each.label)}</th>{axis.strip(each.low, each.high, [each.median])}'
+        groups.setdefault(each.group, []).append(f'<tr>{cells}<td class="said">{said}</td></tr>')
+    return _table(f'<th scope="col">measured</th>{axis.head()}<th scope="col">median (middle half)</th>', groups)
 
-    def place(value: float) -> float:
-        return LABELS + TRACK * math.log(value / low) / math.log(high / low)
 
-    def text(x: float, y: float, said: str, style: str = "font-size: 12px", end: str = "start") -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{end}" style="{style}">{html.escape(said)}</text>'
+def overview(groups: dict[str, list[Subject]]) -> str:
+    """Medians of time and of memory on one logarithmic axis, for everything that was measured.
 
-    def stroke(x: float, y: float, to_x: float, to_y: float, style: str) -> str:
-        return f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{to_x:.1f}" y2="{to_y:.1f}" style="{style}"/>'
+    Args:
+        groups: subjects by heading. Several medians are drawn as a bar from the least to the largest.
 
-    drawn, y = [], 4.0
-    for group in groups:
-        y += LINE + GAP
-        drawn.append(text(0, y - 4, group, "font-size: 12px; font-weight: 600"))
-        for each in (each for each in ratios if each.group == group):
-            lines = textwrap.wrap(each.label, 35)
-            middle = y + GAP / 2 + LINE * len(lines) / 2
-            for number, line in enumerate(lines):
-                drawn.append(text(8, y + GAP / 2 + LINE * (number + 0.78), line))
-            if each.high > each.low:
-                bar = f"stroke: {INK}; stroke-width: 6; stroke-opacity: 0.4"
-                drawn.append(stroke(place(each.low), middle, place(each.high), middle, bar))
-            drawn.append(f'<circle cx="{place(each.median):.1f}" cy="{middle:.1f}" r="3.5" style="fill: {INK}"/>')
-            spread = f" ({each.low:.2f}–{each.high:.2f})" if each.high > each.low else ""
-            drawn.append(
-                text(LABELS + TRACK + VALUES, middle + 4, f"{each.median:.2f}{spread}", "font-size: 11px", "end")
-            )
-            y += LINE * len(lines) + GAP / 2
-    axis = []
-    for tick in TICKS if high > 3 * low else FINE_TICKS:
-        if low <= tick <= high:
-            line = f"stroke: {GREY}; stroke-width: 1.5" if tick == 1 else f"stroke: {PALE}; stroke-width: 1"
-            axis.append(stroke(place(tick), 8, place(tick), y + 6, line))
-            axis.append(text(place(tick), y + 20, f"{tick:g}", f"font-size: 11px; fill: {GREY}", "middle"))
-    size = f"0 0 {LABELS + TRACK + VALUES} {y + FOOT:.0f}"
-    drawing = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}">{"".join(axis + drawn)}</svg>'
-    return f'<figure class="ratios">{themed(drawing, words(ratios))}</figure>'
+    Returns:
+        A ``table`` of HTML on one line.
+    """
+    subjects = [subject for group in groups.values() for subject in group]
+    axis = _Axis(median for subject in subjects for median in subject.time + subject.memory)
+    rows: dict[str, list[str]] = {}
+    for group, members in groups.items():
+        for subject in members:
+            kinds = {"time": subject.time, "memory": subject.memory}
+            drawn = {kind: medians for kind, medians in kinds.items() if medians}
+            label = f"{_words(subject.label)} <small>over {_words(subject.over)}</small>"
+            cells = f'<th scope="row" rowspan="{len(drawn) or 1}">{label}</th>'
+            for kind, medians in drawn.items():
+                low, high = min(medians), max(medians)
+                ends = dict.fromkeys((low, high))
+                said = "–".join(dict.fromkeys(f"{end:.2f}" for end in ends))
+                strip = axis.strip(low, high, ends, kind)
+                rows.setdefault(group, []).append(f'<tr>{cells}{strip}<td class="said">{kind} <b>{said}</b></td></tr>')
+                cells = ""
+    return _table(f'<th scope="col">you use</th>{axis.head()}<th scope="col">ratio</th>', rows)
