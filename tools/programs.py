@@ -1,8 +1,9 @@
 """Runs the programs of a Markdown page and writes what they print: ``python -m tools.programs book/recipes.md``.
 
-A program is a block of Python followed by a block of text, what it prints. All programs of a page run one after the
-other in one process, where the processor is two devices, each in an empty folder of its own. A block of shell between
-the two is how the program is started, as the file that it names; then it runs in processes of its own.
+A program is a block of Python, which may be folded, followed by a block of text, what it prints. All programs of a
+page run one after the other in one process, where the processor is two devices, each in an empty folder of its own. A
+block of shell between the two is how the program is started, as the file that it names; then it runs in processes of
+its own.
 """
 
 import contextlib
@@ -21,7 +22,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
-_PROGRAM = re.compile(r"```python\n(.*?)```\n\n(?:```bash\n(.*?)```\n\n)?```text\n(.*?)```", re.DOTALL)
+_PROGRAM = re.compile(
+    r"```python\n(.*?)```\n\n(?:```bash\n(.*?)```\n\n)?(?:</details>\n\n)?```text\n(.*?)```", re.DOTALL
+)
 
 
 class Program(NamedTuple):
@@ -36,7 +39,7 @@ class Program(NamedTuple):
 def programs(page: str) -> list[Program]:
     """All programs of a page, in their order."""
     return [
-        Program(re.findall(r"^## (.*)$", page[: match.start()], re.MULTILINE)[-1], match[1], match[2] or "", match[3])
+        Program(re.findall(r"^##+ (.*)$", page[: match.start()], re.MULTILINE)[-1], match[1], match[2] or "", match[3])
         for match in _PROGRAM.finditer(page)
     ]
 
@@ -100,8 +103,7 @@ def _run_here(page: pathlib.Path) -> None:
 
 def _filled(page: str, printed: Iterator[str]) -> str:
     def fill(match: re.Match[str]) -> str:
-        command = f"```bash\n{match[2]}```\n\n" if match[2] else ""
-        return f"```python\n{match[1]}```\n\n{command}```text\n{next(printed)}```"
+        return f"{page[match.start() : match.start(3)]}{next(printed)}```"
 
     return _PROGRAM.sub(fill, page)
 

@@ -1,6 +1,7 @@
 """The page on Keras's faults is true of the Keras that it names, and of the lock's."""
 
 import re
+from typing import NamedTuple
 
 import keras
 import pytest
@@ -11,7 +12,7 @@ from tests.kit.processes import warm
 from tools.programs import Program, outputs, programs
 
 PAGE = ROOT / "book" / "keras.md"
-FAULTS = programs(PAGE.read_text())
+PROGRAMS = programs(PAGE.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -21,42 +22,65 @@ def printed() -> dict[str, str]:
     assert {f"keras=={named[1]}", f"tensorflow=={named[2]}"} <= set((ROOT / "requirements.txt").read_text().split())
     if (keras.__version__, tf.__version__) != named.groups():
         pytest.skip(f"the page is about Keras {named[1]} and TensorFlow {named[2]}")
-    return {fault.heading: output for fault, output in zip(FAULTS, outputs(PAGE, warm()), strict=True)}
+    return {program.heading: output for program, output in zip(PROGRAMS, outputs(PAGE, warm()), strict=True)}
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.heading)
-def test_keras_still_does_what_the_page_says(fault: Program, printed: dict[str, str]) -> None:
-    assert printed[fault.heading] == fault.output, "if Keras has mended this, say so on the page, or drop the entry"
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.heading)
+def test_keras_still_does_what_the_page_says(program: Program, printed: dict[str, str]) -> None:
+    assert printed[program.heading] == program.output, "if Keras has mended this, say so on the page, or drop the entry"
 
 
-def test_every_entry_has_a_program_the_right_value_and_a_remedy() -> None:
-    entries = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]
-    assert len(entries) == len(FAULTS) >= 20
-    for entry in entries:
-        assert "**Remedy.**" in entry
-        assert len(entry.split("```python\n")[1].split("```")[0].splitlines()) <= 30, entry[:60]
+class Entry(NamedTuple):
+    """A fault on the page: its label, its heading, and what stands below."""
+
+    label: str
+    heading: str
+    text: str
+
+
+def entries(section: str) -> list[Entry]:
+    found = re.findall(r"^\(([\w-]+)\)=\n### ([^\n]+)\n(.*?)(?=^\([\w-]+\)=\n|\Z)", section, re.MULTILINE | re.DOTALL)
+    return [Entry(*each) for each in found]
+
+
+# Labels and texts of the sections, each of which holds entries.
+SECTIONS = re.findall(
+    r"^\(([\w-]+)\)=\n## [^\n]+\n(.*?)(?=^\([\w-]+\)=\n## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL
+)
+
+
+def test_every_entry_has_a_folded_program_and_a_remedy() -> None:
+    faults = [entry for _, section in SECTIONS for entry in entries(section)]
+    assert len(faults) == PAGE.read_text().count("\n### ") >= 20
+    assert len(PROGRAMS) == len(faults) + 2, "the remedies of accumulation, and how a processor poses as two"
+    for fault in faults:
+        assert "**Remedy.**" in fault.text
+        before, program = fault.text.split("<details><summary>The program</summary>")
+        assert before.rstrip().endswith((":", ".)")), fault.heading
+        assert "</details>\n\n```text\n" in program
+    for program in PROGRAMS:
+        assert len(program.code.splitlines()) <= 30, program.heading
 
 
 def learned(code: str) -> str:
     """How one learns of a fault, by what its program has to catch."""
-    return "An error" if "except " in code else "A warning" if "catch_warnings" in code else "Nothing"
+    return "an error" if "except " in code else "a warning" if "catch_warnings" in code else "nothing"
 
 
-def test_tables_at_the_top_have_every_entry_once_the_silent_ones_first() -> None:
-    page = PAGE.read_text()
-    labels = re.findall(r"^\((keras-.+)\)=\n## ", page, re.MULTILINE)
-    assert len(labels) == len(FAULTS)
-    top, *sections = re.split(r"^## ", page, flags=re.MULTILINE)
-    entries = dict(zip(labels, sections, strict=True))
-    tables = re.split(r"^\*\*(Nothing|A warning|An error)\b.*:\*\*$", top, flags=re.MULTILINE)[1:]
-    assert tables[::2] == ["Nothing", "A warning", "An error"]
-    seen = []
-    for kind, table in zip(tables[::2], tables[1::2], strict=True):
-        rows = re.findall(r"^\| \{ref\}`([^`<]+) <(.+?)>` \| .+? \| (.+?) \|$", table, re.MULTILINE)
-        for words, label, remedy in rows:
-            seen.append(label)
-            assert entries[label].splitlines()[0].lower().endswith(words.lower()), "the heading says it in other words"
-            assert kind == learned(entries[label].split("```")[1]), label
-            for name in re.findall("`(.+?)`", remedy):
-                assert name in entries[label].split("**Remedy.**")[1], (label, name)
-    assert sorted(seen) == sorted(labels)
+def test_table_at_the_top_counts_the_entries_of_each_section() -> None:
+    counts = re.findall(r"^\| \{ref\}`.+? <(.+?)>` \| .+ \| (\d+) \|$", PAGE.read_text(), re.MULTILINE)
+    assert counts == [(label, str(len(entries(section)))) for label, section in SECTIONS]
+
+
+@pytest.mark.parametrize(("label", "section"), SECTIONS, ids=[label for label, _ in SECTIONS])
+def test_table_of_a_section_has_its_entries_in_order_the_silent_ones_first(label: str, section: str) -> None:
+    rows = re.findall(r"^\| .+ \| \{ref\}`([^`<]+) <(.+?)>` \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
+    faults = entries(section)
+    assert [row[:2] for row in rows] == [(fault.heading.replace("`", ""), fault.label) for fault in faults]
+    for (_, _, told, remedy), fault in zip(rows, faults, strict=True):
+        assert told.split(";")[0] == learned(fault.text.split("```")[1]), fault.heading
+        for name in re.findall("`(.+?)`", remedy):
+            assert name in fault.text.split("**Remedy.**")[1], (fault.heading, name)
+    order = ["nothing", "a warning", "an error"]
+    told = [order.index(row[2].split(";")[0]) for row in rows]
+    assert told == sorted(told)

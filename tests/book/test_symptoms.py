@@ -19,37 +19,35 @@ from tools.programs import programs
 SYMPTOMS = re.findall(r"^\| (?!you see|---)(.*?) \|", (ROOT / "book" / "symptoms.md").read_text(), re.MULTILINE)
 
 SHOWN_ON_THE_PAGE_ON_KERAS = {
-    "`optimizer.lr = …` changes nothing": "Settings: optimizer.lr is ignored",
-    "The first epoch learns nothing": "Accumulation: a short epoch makes no update",
-    "The loss jumps when training goes on": "Files: memory is lost when weights are loaded before build",
-    "A resumed run with dropout is another run": "Files: a resumed run repeats its first masks, or draws others",
-    "The resumed run ends at once with `OSError`": "Files: half a backup ends the resumed run",
-    "`MultiOptimizer` starts without memory": "MultiOptimizer: rules that name a whole path are lost at loading",
-    "Optimizer state is gone after switching accumulation on": "Files: memory is lost when accumulation is switched on",
-    "The schedule runs out N times too early": "Accumulation: a schedule runs out N times too early",
+    "`optimizer.lr = …` changes nothing": "`optimizer.lr` is ignored",
+    "The first epoch learns nothing": "A short epoch makes no update",
+    "The loss jumps when training goes on": "Memory is lost when weights are loaded before build",
+    "A resumed run with dropout is another run": "A resumed run repeats its first masks, or draws others",
+    "The resumed run ends at once with `OSError`": "Half a backup ends the resumed run",
+    "`MultiOptimizer` starts without memory": "Rules that name a whole path are lost at loading",
+    "Optimizer state is gone after switching accumulation on": "Memory is lost when accumulation is switched on",
+    "The schedule runs out N times too early": "A schedule runs out N times too early",
     "A part with few samples, such as an epoch's last, counts like a full one": (
-        "Accumulation: a small batch weighs as much as a large one"
+        "A small batch weighs as much as a large one"
     ),
-    "With padding, a part of short sentences counts like one of long ones": (
-        "Accumulation: few tokens weigh as much as many"
-    ),
-    "A loss that is a sum learns N times too slowly": "Accumulation: a sum is divided by N",
-    "Weights move between two updates": "Accumulation: constraints move weights between updates",
-    "In bfloat16, long windows learn too slowly": "Accumulation: sums stop growing in bfloat16",
-    "Frequent words move too far": "Embeddings: frequent words take too long steps",
-    "In float64 only eight digits agree": "Settings: in float64 only eight digits are right",
-    "A constraint is broken after `fit` with `use_ema`": "Averages: what a constraint forbids comes back",
-    "A schedule-free model evaluates worse than it should": "ScheduleFreeAdamW: the model shows the wrong weights",
+    "With padding, a part of short sentences counts like one of long ones": ("Few tokens weigh as much as many"),
+    "A loss that is a sum learns N times too slowly": "A sum is divided by N",
+    "Weights move between two updates": "Constraints move weights between updates",
+    "In bfloat16, long windows learn too slowly": "Sums stop growing in bfloat16",
+    "Frequent words move too far": "Frequent words take too long steps",
+    "In float64 only eight digits agree": "In float64 only eight digits are right",
+    "A constraint is broken after `fit` with `use_ema`": "What a constraint forbids comes back",
+    "A schedule-free model evaluates worse than it should": "The model shows the wrong weights",
     "On several devices, some samples of the last batch pull too hard": (
-        "Devices: in a ragged batch some samples count too much"
+        "In a ragged batch some samples count too much"
     ),
-    "A step is up to R times as long as `clipnorm`": "Devices: a step is longer than clipnorm",
-    "`InvalidArgumentError` on the first batch": "Devices: a first batch that cannot be shared evenly ends the run",
+    "A step is up to R times as long as `clipnorm`": "A step is longer than clipnorm",
+    "`InvalidArgumentError` on the first batch": "A first batch that cannot be shared evenly ends the run",
     "`RuntimeError` about `merge_call`": "Accumulation does not run under MirroredStrategy",
     "On several devices, a share of short sentences counts like one of long ones": (
-        "Devices: few tokens weigh as much as many"
+        "Few words of one device weigh as much as many of another"
     ),
-    "`ValueError` about `PerReplica`": "Devices: fit does not run on several machines",
+    "`ValueError` about `PerReplica`": "fit does not run on several machines",
 }
 
 HELD_BY_TESTS_OF_THE_PACKAGE = {
