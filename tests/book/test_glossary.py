@@ -1,16 +1,30 @@
 """Glossary, notation, the page in Chinese and the table of the API: what is looked up is there, once."""
 
 import inspect
+import itertools
 import re
+import string
 import sys
+from typing import NamedTuple
+
+import pytest
 
 import companion
-from tests.book.reading import CHAPTERS, ROOT
+from tests.book.reading import CHAPTERS, ROOT, markdown
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 from book_pages import api_table
 
 BOOK = ROOT / "book"
+# fmt: off
+GREEK = {  # by name in LaTeX, in the order of the alphabet
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "[ϵε]", "varepsilon": "ε", "eta": "η",
+    "theta": "θ", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "pi": "π", "rho": "ρ", "sigma": "σ",
+    "tau": "τ", "varphi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ", "Sigma": "Σ",
+    "Omega": "Ω", "ell": "ℓ",
+}
+# fmt: on
+ALPHABET = {*string.ascii_letters, *GREEK}
 
 
 def terms() -> set[str]:
@@ -43,28 +57,85 @@ def test_terms_of_the_chinese_page_are_those_of_the_glossary() -> None:
     assert set(re.findall(r"\{term\}`(.+?)`", page)) == {english for english, _ in rows}
 
 
+class Meaning(NamedTuple):
+    """A row of the notation: its symbols, what they mean, and in which chapters."""
+
+    symbols: list[str]
+    meaning: str
+    chapters: list[str]
+
+
 def chapters_of(cell: str) -> list[str]:
-    """The chapters of a row of the notation, such as ``01, 08–13``."""
+    """The chapters of a row of the notation, such as ``01, 08–13, A3``."""
     if cell == "all":
         return list(CHAPTERS)
     found = []
-    for piece in cell.split(", "):
+    for piece in cell.lower().split(", "):
         first, _, last = piece.partition("–")
-        found += [f"{n:02}" for n in range(int(first), int(last or first) + 1)]
+        found += [f"{n:02}" for n in range(int(first), int(last) + 1)] if last else [first]
     return found
 
 
+def notation(section: str = "") -> list[Meaning]:
+    """The rows of the notation, or those below a heading."""
+    page = (BOOK / "notation.md").read_text()
+    if section:
+        page = page.split(f"## {section}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\$.+?) \| (.+?) \| (.+) \| ([^|]+) \|$", page, re.MULTILINE)
+    return [Meaning(re.findall(r"\$(.+?)\$", row[0]), row[2], chapters_of(row[3])) for row in rows]
+
+
+def letters(formula: str) -> set[str]:
+    """The letters of a formula, Greek ones by name."""
+    formula = formula.replace("\\mathrm{wd}", "w")
+    formula = re.sub(r"\\(?:text|mathrm|operatorname\*?|begin|end)\{[^{}]*\}", " ", formula)
+    named = {name for name in re.findall(r"\\([A-Za-z]+)", formula) if name in GREEK}
+    return named | set(re.sub(r"\\[A-Za-z]+", " ", formula))
+
+
+def formulas(chapter: str) -> set[str]:
+    """The letters in all formulas of a chapter."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", markdown(chapter), flags=re.DOTALL)
+    found = re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", text, re.DOTALL)
+    return set().union(*(letters(block or inline) for block, inline in found))
+
+
 def test_a_letter_has_one_meaning_in_a_chapter() -> None:
-    rows = re.findall(r"^\| (\$.+?) \| (.+?) \| (.+) \| ([^|]+) \|$", (BOOK / "notation.md").read_text(), re.MULTILINE)
-    assert len(rows) >= 50
     seen: dict[tuple[str, str], str] = {}
-    for symbols, _, meaning, cell in rows:
-        for symbol in re.findall(r"\$(.+?)\$", symbols.replace(", ", "$, $").replace("$$", "$")):
-            for chapter in chapters_of(cell):
-                assert (symbol, chapter) not in seen, (
-                    f"{symbol} in chapter {chapter}: {meaning}; {seen[symbol, chapter]}"
-                )
-                seen[symbol, chapter] = meaning
+    for symbols, meaning, chapters in notation():
+        for key in itertools.product(symbols, chapters):
+            assert key not in seen, (*key, meaning, seen[key])
+            seen[key] = meaning
+
+
+def test_a_letter_of_the_notation_stands_in_the_chapters_that_are_named() -> None:
+    missing = []
+    for symbols, _, chapters in (row for row in notation() if row.chapters != list(CHAPTERS)):
+        for symbol, chapter in itertools.product(symbols, chapters):
+            text = markdown(chapter)
+            for letter in letters(re.sub(r"_.*|\(.*", "", symbol)) & ALPHABET:
+                if letter not in formulas(chapter) and not re.search(GREEK.get(letter, rf"\b{letter}\b"), text):
+                    missing.append((symbol, chapter))
+    assert not missing
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_letter_of_a_formula_is_in_the_notation(chapter: str) -> None:
+    rows = [row for row in notation() if chapter in row.chapters]
+    known = set().union(*(letters(symbol) for row in rows for symbol in row.symbols)) | {"j", "O"}
+    assert formulas(chapter) & ALPHABET <= known, "an index, and a remainder in Taylor's series, need no row"
+
+
+@pytest.mark.parametrize("section", ["Latin letters", "Greek letters"])
+def test_letters_of_the_notation_are_in_order(section: str) -> None:
+    rows = notation(section)
+    assert len(rows) > 20
+    order = [*string.ascii_lowercase, *GREEK]
+    found = []
+    for row in rows:
+        (first,) = letters(re.sub(r"_.*|\(.*", "", row.symbols[0])) & ALPHABET
+        found.append(order.index("l" if first == "ell" else first.lower()))
+    assert found == sorted(found)
 
 
 def test_table_of_the_api_has_every_public_name_with_its_chapter() -> None:
