@@ -124,9 +124,19 @@ def error(step: Step, h: float) -> float:
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
+def test_one_step_of_rk4() -> None:
+    """Where the method written out asks, and where it ends."""
+    (axes,) = figure_data(CHAPTER)[0]
+    asked: list[Array] = []
+    end = rk4(lambda theta: asked.append(theta) or np.array([1, 3]) * theta, np.array([2.2, 1.6]), 0.5)
+    np.testing.assert_allclose(np.transpose(line(axes, "asked at")), asked, rtol=1e-5)
+    np.testing.assert_allclose(np.ravel(line(axes, "end")), end, rtol=1e-5)
+    assert line(axes, "flow")[0][-1] == pytest.approx(2.2 * np.exp(-0.5), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_errors_of_the_methods(name: str) -> None:
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[1]
     h, found = line(axes, name)
     np.testing.assert_allclose(h, [1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64])
     np.testing.assert_allclose(found, [error(STEPS[name], each) for each in h], rtol=1e-4, atol=5e-14)
@@ -134,13 +144,13 @@ def test_errors_of_the_methods(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Heun", "RK4", "RK4, equal weights"])
 def test_errors_in_keras_lie_on_the_lines(name: str) -> None:
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[1]
     (h, found), (_, numpys) = line(axes, f"{name} in Keras"), line(axes, name)
     np.testing.assert_allclose(found, numpys[: len(h)], rtol=1e-5)
 
 
 def test_factors_of_the_family() -> None:
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     for name in FACTORS:
         x, y = line(axes, name)
         np.testing.assert_allclose(y, Polynomial(FACTORS[name][0])(-x), rtol=1e-4, atol=1e-5)
@@ -148,37 +158,24 @@ def test_factors_of_the_family() -> None:
     np.testing.assert_allclose(y, np.exp(-x), rtol=1e-4)
 
 
-def test_a_rotation() -> None:
-    """The two weights that circle, by the rules written out."""
-    (axes,) = figure_data(CHAPTER)[2]
-    for name in ("Euler", "RK4"):
-        points = [np.array([1.0, 0.0])]
-        a, b = line(axes, name)
-        for _ in range(len(a) - 1):
-            points.append(STEPS[name](lambda theta: np.array([theta[1], -theta[0]]), points[-1], 0.5))
-        np.testing.assert_allclose(np.stack([a, b], 1), points, atol=1e-5)
-
-
 def test_regions_of_stability() -> None:
-    """Every point of a drawn boundary is one, and the far end on the real axis is the limit."""
-    above, below = figure_data(CHAPTER)[3]
-    for axes, is_divided in ((above, False), (below, True)):
-        drawn = [contour for contour in axes["contours"] if contour["level"] == 1]
-        drawn = [contour for contour in drawn if contour["points"]]
-        assert len(drawn) >= len(FACTORS)
-        found = set()
-        for contour in drawn:
-            points = np.array(contour["points"], float)
-            z = points[:, 0] + 1j * points[:, 1]
-            for name, (coefficients, cost) in FACTORS.items():
-                at = z * cost if is_divided else z
-                if np.allclose(np.abs(Polynomial(coefficients)(at)), 1, atol=0.02):
-                    found.add(name)
-        assert found == set(FACTORS)
+    """Every point of a drawn boundary is one."""
+    (axes,) = figure_data(CHAPTER)[6]
+    drawn = [contour for contour in axes["contours"] if contour["level"] == 1]
+    drawn = [contour for contour in drawn if contour["points"]]
+    assert len(drawn) >= len(FACTORS)
+    found = set()
+    for contour in drawn:
+        points = np.array(contour["points"], float)
+        z = points[:, 0] + 1j * points[:, 1]
+        for name, (coefficients, _) in FACTORS.items():
+            if np.allclose(np.abs(Polynomial(coefficients)(z)), 1, atol=0.02):
+                found.add(name)
+    assert found == set(FACTORS)
 
 
 def test_factors_on_the_real_axis() -> None:
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[3]
     expected = {
         "flow": lambda x: np.exp(-x),
         "five Euler steps": lambda x: (1 - x / 5) ** 5,
@@ -192,7 +189,7 @@ def test_factors_on_the_real_axis() -> None:
 
 
 def test_stability_for_one_gradient() -> None:
-    (axes,) = figure_data(CHAPTER)[5]
+    (axes,) = figure_data(CHAPTER)[4]
     taylor = {name: limit(Polynomial(coefficients), 5) / cost for name, (coefficients, cost) in FACTORS.items()}
     extragradient = limit(Polynomial([1, 1, 1]), 5) / 2
     order = ["RK45", "RK4", "Kutta 3", "Heun", "Euler"]
@@ -202,7 +199,7 @@ def test_stability_for_one_gradient() -> None:
 
 def test_adaptive_steps_ride_along_the_limit() -> None:
     """The whole run in NumPy, with SciPy's coefficients and the control written out."""
-    (axes,) = figure_data(CHAPTER)[6]
+    (axes,) = figure_data(CHAPTER)[5]
     number, found = line(axes, "h tried")
     network = Digits(drawn="float64")
     theta, h, tried, rejected, curvatures = network.start, 0.01, [], [], {}
