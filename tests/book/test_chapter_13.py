@@ -92,8 +92,21 @@ def test_paths() -> None:
     np.testing.assert_allclose(a * b, Y, rtol=1e-4)
 
 
-def test_errors_of_one_step() -> None:
+def test_one_step_beside_two_flows() -> None:
+    """On ½ (x² + 3 y²): the flows by small steps, and the end of the modified one is the nearer to the arrow's tip."""
     (axes,) = figure_data(CHAPTER)[1]
+    curvatures, begin, h = np.array([1.0, 3.0]), np.array([2.2, 1.6]), 0.2
+    tip, away = begin * (1 - h * curvatures), []
+    for label, penalty in (("flow of L", 0.0), ("flow of the modified loss", h / 4)):
+        field = derivative(lambda v, c=penalty: curvatures @ v**2 / 2 + c * np.sum((curvatures * v) ** 2))
+        expected = classical(field, begin, h / 49, 49)
+        np.testing.assert_allclose(np.transpose(line(axes, label)), expected, rtol=1e-4)
+        away.append(np.linalg.norm(expected[-1] - tip))
+    assert away[1] < away[0] / 2
+
+
+def test_errors_of_one_step() -> None:
+    (axes,) = figure_data(CHAPTER)[2]
     sizes = 0.008 / 2.0 ** np.arange(7)
     expected: dict[str, list[float]] = {"Euler, flow of L": [], "Euler, modified": [], "Heun, flow of L": []}
     for h in sizes:
@@ -110,7 +123,7 @@ def test_errors_of_one_step() -> None:
 
 
 def test_where_the_methods_end() -> None:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     np.testing.assert_allclose(line(axes, "flow")[1], flow_curvature(), rtol=1e-5)
     for method in ("rk4", "heun", "euler"):
         rates, found = line(axes, method)
@@ -122,7 +135,7 @@ def test_where_the_methods_end() -> None:
 
 
 def test_single_examples() -> None:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[4]
     h, random, (a, b), path = 0.025, np.random.default_rng(1), START, []
     for _ in range(6000):
         path.append(a * a + b * b)
@@ -177,7 +190,7 @@ class Network(Digits):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(("name", "h", "weight"), [("small", 0.1, 0), ("penalty", 0.1, 0.7 / 4), ("large", 0.8, 0)])
 def test_sharpness_at_equal_loss(name: str, h: float, weight: float, seed: int) -> None:
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[5]
     loss, sharpness = line(axes, f"{name} {seed}")
     network = Network(seed)
     path = network.train(h, weight)
@@ -260,7 +273,7 @@ def test_order_beside_the_modified_flow(share: float) -> None:
     assert abs(slope_of(SIZES, errors) - 3) < 0.1
 
 
-@pytest.mark.claim("Heun's modified equation starts at h².", chapter="13")
+@pytest.mark.claim("What Heun adds to the flow is of size h² only.", chapter="13")
 @pytest.mark.parametrize(
     "method",
     ["heun", "midpoint", "ralston", wrong("euler", why="starts at h"), wrong("extragradient", why="starts at h")],
@@ -275,8 +288,7 @@ def test_the_first_correction_of_heun(method: str) -> None:
 
 
 @pytest.mark.claim(
-    "The better the integrator, the less it adds to the flow; and what Heun adds is, in general, not even the gradient "
-    "of a loss.",
+    "The better the integrator, the less it adds; and in general what Heun adds is not the gradient of any loss.",
     chapter="13",
 )
 @pytest.mark.parametrize(("method", "power"), [("heun", 3), wrong("euler", 2, why="the slope of the penalty")])
