@@ -9,8 +9,24 @@ CHAPTER = "a3"
 X, Y = np.array([0.5, 1.0, 2.0]), np.array([0.25, 0.875, 0.75])
 
 
-def test_factors() -> None:
+def test_one_step_of_each() -> None:
+    """The implicit end solves its equation."""
     (axes,) = figure_data(CHAPTER)[0]
+    curvatures, h = np.array([1.0, 10.0]), 0.25
+    start, euler, implicit = (np.ravel(line(axes, name)) for name in ("start", "Euler", "implicit Euler"))
+    np.testing.assert_allclose(euler, start - h * curvatures * start, rtol=1e-5)
+    np.testing.assert_allclose(implicit, start - h * curvatures * implicit, rtol=1e-5)
+
+
+def test_line_through_two_answers() -> None:
+    (axes,) = figure_data(CHAPTER)[2]
+    (times, answers), (middle, used) = line(axes, "answers"), line(axes, "used")
+    np.testing.assert_allclose(np.polyval(np.polyfit(times, answers, 1), middle), used)
+    np.testing.assert_allclose(1.5 * answers[1] - 0.5 * answers[0], used)
+
+
+def test_factors() -> None:
+    (axes,) = figure_data(CHAPTER)[1]
     for name, factor in (
         ("Euler", lambda z: 1 - z),
         ("implicit Euler", lambda z: 1 / (1 + z)),
@@ -22,7 +38,7 @@ def test_factors() -> None:
 
 def test_errors_with_and_without_memory() -> None:
     """Both rules written out, beside SciPy's path."""
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[3]
 
     def slope(theta: np.ndarray) -> np.ndarray:
         a, b = theta
