@@ -270,7 +270,7 @@ def test_the_bowl_by_the_formula() -> None:
 
 
 @pytest.mark.claim(
-    "With damping 2s²/(κ − 1), no method of $s$ stages shrinks all curvatures from 1 to κ faster than Chebyshev's.",
+    "There is a best damping, 2s²/(κ − 1): with it no other method of $s$ stages shrinks the slowest direction faster.",
     chapter="12",
 )
 @pytest.mark.parametrize(
@@ -303,6 +303,21 @@ def test_tuned_damping_is_the_best(stages: int, factor: float) -> None:
     assert best.fun == pytest.approx(expected, rel=0.01)
 
 
+def test_what_ten_gradients_leave() -> None:
+    """The second figure, by Euler's factor and by Chebyshev's polynomial."""
+    (axes,) = figure_data(CHAPTER)[1]
+    curvature, left = line(axes, "ten Euler steps")
+    np.testing.assert_allclose(left, np.abs(1 - 2 / 101 * curvature) ** 10, atol=5e-3)
+    polynomial = np.polynomial.Chebyshev.basis(10)
+    for name, damping in (("Chebyshev, damping 0.05", 0.05), ("Chebyshev, tuned", 2 * 10**2 / 99)):
+        curvature, left = line(axes, name)
+        start = 1 + damping / 10**2
+        argument = start - (start + 1) * curvature / 100  # −1 at the limit
+        expected = np.abs(polynomial(argument)) / polynomial(start)
+        np.testing.assert_allclose(left[curvature < 90], expected[curvature < 90], atol=0.03)  # then it is steep
+        assert left.max() == pytest.approx(1 / polynomial(start), rel=0.01)
+
+
 # ---- noise and truncation -------------------------------------------------------------------------------------------
 
 
@@ -310,7 +325,7 @@ def test_noise_and_truncation_at_the_start() -> None:
     """The first points of the second figure, with scipy for the exact flow."""
     from scipy.integrate import solve_ivp
 
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     theta = initial_weights()
     net, h = network(32), in_chapter("record")["Euler"][2][0]
     exact = solve_ivp(lambda t, values: -net(values)[1], (0, h), theta, rtol=1e-8, atol=1e-10).y[:, -1]
@@ -325,7 +340,7 @@ def test_noise_and_truncation_at_the_start() -> None:
     "At every point of the race the noise of a batch is larger than Euler's truncation error.", chapter="12"
 )
 def test_noise_dwarfs_truncation() -> None:
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     ratio = line(axes, "noise")[1] / line(axes, "Euler")[1]
     assert (ratio > 1.2).all()
     assert np.median(ratio) > 4
@@ -350,7 +365,7 @@ def test_each_stops_at_its_own_limit(name: str) -> None:
     np.testing.assert_allclose(last, limit, rtol=0.02)
     assert np.median(last) == pytest.approx(limit, rel=0.01)
     assert curve["losses"][-1] < 0.003
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     steps, products = line(axes, name)
     np.testing.assert_array_equal(steps, np.arange(0, edge["steps"] + 1, 200))
     np.testing.assert_allclose(products, curve["products"][::4], atol=0.006)
@@ -448,6 +463,17 @@ def test_slopes_at_the_end_are_the_record(name: str, side: int) -> None:
     assert amplification(NAMES[name], z) == pytest.approx(side, abs=1e-6)
 
 
+def test_four_steps_across_the_valley() -> None:
+    """A slope is λ times the distance, and the height λ/2 times its square; the record has hλ to two digits."""
+    for axes, name in zip(figure_data(CHAPTER)[4], ("Euler", "Heun"), strict=True):
+        (curve,) = [each for each in record()["edge"]["curves"] if each["method"] == NAMES[name]]
+        sharpness = curve["products"][-1] / record()["edge"]["h"]
+        distance = np.array(curve["slopes"][:4]) / sharpness
+        found = line(axes, name)
+        np.testing.assert_allclose(found[0], 1e3 * distance, rtol=5e-3)
+        np.testing.assert_allclose(found[1], 1e3 * sharpness * distance**2 / 2, rtol=1e-2)
+
+
 # ---- games ----------------------------------------------------------------------------------------------------------
 
 
@@ -460,7 +486,7 @@ def closed_form(method: str, h: float, steps: int) -> np.ndarray:
 
 
 def test_paths_of_the_game() -> None:
-    panels = figure_data(CHAPTER)[3]
+    panels = figure_data(CHAPTER)[5]
     for axes, method, cost in zip(panels, ("euler", "heun", "extragradient"), (1, 2, 2), strict=False):
         name = {"euler": "Euler", "heun": "Heun"}.get(method, method)
         expected = closed_form(method, 0.1, 1000 // cost)
@@ -473,7 +499,7 @@ def test_paths_of_the_game() -> None:
 
 
 @pytest.mark.claim(
-    "On a pure rotation, Euler spirals out and Heun does not arrive at any learning rate.",
+    "On a pure rotation, whatever the learning rate, Euler spirals out and Heun does not arrive.",
     chapter="12",
 )
 @pytest.mark.parametrize("method", ["euler", "heun", wrong("extragradient", why="it arrives")])
