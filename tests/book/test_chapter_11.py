@@ -75,8 +75,26 @@ def test_balls_and_their_curves(beta: float, friction: float) -> None:
     assert np.abs(found - ball(friction, time)[0]).max() < 0.05
 
 
-def test_spirals() -> None:
+def test_three_balls_after_a_schedule() -> None:
+    """Where h falls from 0.01 to 0.0001 after 21 steps, by the rules written out."""
     (axes,) = figure_data(CHAPTER)[1]
+    time, exact = line(axes, "ball")
+    np.testing.assert_allclose(exact, ball(1.0, time)[0], atol=1e-4)
+    for name in ("β = 0.9", "only β follows", "KeptFriction"):
+        position, way, path = 1.0, 0.0, [1.0]
+        for step in range(500):
+            tick = 0.1 if step < 21 else 0.01
+            if step == 21 and name == "KeptFriction":
+                way = way / 10
+            beta = 0.9 if name == "β = 0.9" else 1 - tick
+            way = beta * way - tick**2 * position
+            position = position + way
+            path.append(position)
+        np.testing.assert_allclose(line(axes, name)[1], path[::4], atol=1e-4)
+
+
+def test_spirals() -> None:
+    (axes,) = figure_data(CHAPTER)[5]
     position, speed = line(axes, "exact")
     expected = ball(0.125, np.linspace(0, 12.5, 400))
     np.testing.assert_allclose(position, expected[0], atol=1e-4)
@@ -237,7 +255,7 @@ def test_a_lower_learning_rate_is_more_friction(beta: float) -> None:
 
 
 @pytest.mark.claim(
-    "With the friction kept, momentum comes to the ball's path at first order in the tick √h.", chapter="11"
+    "With the friction kept, the distance between momentum and the ball's path shrinks like the tick √h", chapter="11"
 )
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("beta_of", [lambda tick: 1 - 1.5 * tick, wrong(lambda tick: 0.85, why="β is kept")])
