@@ -417,15 +417,28 @@ def test_where_cannot_hold_back_an_assignment(condition: bool) -> None:
         assert weight.numpy() == 2.0
 
 
-def test_loss_curves_are_those_of_numpy() -> None:
+def test_lengths_of_steps_are_the_closed_form() -> None:
+    """Under a constant gradient momentum's n-th step is (1 - βⁿ)/(1 - β) times as long as the plain one."""
     (axes,) = figure_data("02")[0]
-    expected, _ = softmax_regression(0.5, 40)
-    for label in ("plan of 2018, fetched", "update_step of today"):
-        x, y = line(axes, label)
-        np.testing.assert_array_equal(x, range(40))
-        np.testing.assert_allclose(y, expected, rtol=1e-4)
-    for label in ("plan never fetched", "update_step that only returns"):
-        np.testing.assert_allclose(line(axes, label)[1], [np.log(10)] * 40, rtol=1e-5)  # ten digits, no knowledge
+    update, kept = line(axes, "saved")
+    np.testing.assert_allclose(kept, (1 - 0.9**update) / (1 - 0.9), rtol=1e-4)
+    update, lost = line(axes, "not saved")
+    np.testing.assert_allclose(lost, (1 - 0.9 ** (update - 10)) / (1 - 0.9), rtol=1e-4)
+
+
+@pytest.mark.claim(
+    "Any other `K.update_add(x, y)` → `self.assign_add(x, y)`, and `K.update_sub` → `self.assign_sub`.", chapter="02"
+)
+def test_the_translated_class_is_the_formula() -> None:
+    (code,) = (cell.source for cell in notebook("02").cells if "class Average(" in cell.source)
+    names: dict[str, Any] = {"keras": keras}
+    exec(code.split("\n\n\nprint")[0], names)
+    optimizer, weight, m, expected = names["Average"](0.25), keras.Variable([1.0]), 0.0, 1.0
+    for gradient in (1.0, -3.0, 0.5):
+        optimizer.apply([ops.convert_to_tensor([gradient])], [weight])
+        m = 0.9 * m + 0.1 * gradient
+        expected -= 0.25 * m  # K.update_sub(p, self.lr * new_m)
+        np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6)
 
 
 def test_dots_say_who_moves_when() -> None:
