@@ -85,9 +85,18 @@ def test_shares_in_the_update() -> None:
     np.testing.assert_allclose([width for width, _ in axes["bars"]], np.concatenate(expected), rtol=1e-5)
 
 
+def test_two_answers_and_two_averages() -> None:
+    """From the right average to Keras's it is (p − 1/2)(g₂ − g₁)."""
+    (axes,) = figure_data(CHAPTER)[1]
+    first, second = (np.array(line(axes, name))[:, 1] for name in ("g1", "g2"))
+    right, kerases = (np.array(line(axes, name))[:, 0] for name in ("weighed by samples", "Keras"))
+    np.testing.assert_allclose(7 * right, 6 * first + second, rtol=1e-5)
+    np.testing.assert_allclose(kerases - right, (6 / 7 - 0.5) * (second - first), rtol=1e-4)
+
+
 def test_error_of_the_mean_of_means() -> None:
     """Dots: the mean of two means, drawn again. Lines: the expected square of (1/2 − p)(g₁ − g₂)."""
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     labels, zeros, random = digits()[1].argmax(1), np.zeros((65, 10)), np.random.default_rng(1)
     low, high, everyone = np.flatnonzero(labels < 5), np.flatnonzero(labels >= 5), np.arange(1400)
     size = np.linalg.norm(gradient(zeros, everyone))
@@ -119,7 +128,7 @@ def test_error_of_the_mean_of_means() -> None:
     "One faulty device of five ruins a mean: with the factor −10, it outvotes the four others.", chapter="14"
 )
 def test_one_faulty_device() -> None:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     for rule in RULES:
         steps, found = line(axes, rule)
         np.testing.assert_array_equal(steps, np.arange(29))
@@ -140,7 +149,7 @@ def test_how_loud_one_must_be(factor: float) -> None:
 
 @pytest.mark.claim("To a median or a vote, a device with rare data looks like a device with a fault.", chapter="14")
 def test_two_digits_to_each_device() -> None:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[4]
     for rule in ("mean", "median", "vote"):
         np.testing.assert_allclose(line(axes, rule)[1], train(rule, by_label()), rtol=1e-4)
         np.testing.assert_allclose(line(axes, f"{rule}, shuffled")[1], train(rule, shuffled()), rtol=1e-4)
