@@ -68,19 +68,23 @@ class AdamWithDecayThroughTheSlot(companion.Adam):
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
+def test_bars_are_sums_of_gradients() -> None:
+    powers = 0.9 ** np.arange(30)
+    for axes, sign, end in zip(figure_data(CHAPTER)[0], (1, -1), (10, 1 / 1.9), strict=True):
+        gradients = np.resize([1.0, sign], 30)
+        expected = [gradients[: k + 1][::-1] @ powers[: k + 1] for k in range(30)]
+        np.testing.assert_allclose([height for _, height in axes["bars"]], expected, rtol=1e-4)
+        np.testing.assert_array_equal(line(axes, "SGD")[1], gradients)
+        assert abs(expected[-1]) == pytest.approx(end, rel=0.05)
+
+
 def test_ravine_paths_are_the_closed_forms() -> None:
     """Each coordinate of each rule is a linear recurrence of (θ, v): powers of a 2 × 2 matrix give its path."""
-    panels = figure_data(CHAPTER)[0]
-    for axes, (name, h, beta, nesterov) in zip(
-        panels,
-        [("SGD", 0.075, 0.0, False), ("momentum", 0.075, 0.5, False), ("Nesterov", 0.0375, 0.5, True)],
-        strict=True,
-    ):
+    panels = figure_data(CHAPTER)[1]
+    for axes, (name, beta) in zip(panels, [("SGD", 0.0), ("momentum 0.5", 0.5), ("momentum 0.9", 0.9)], strict=True):
         for found, curvature, start in zip(line(axes, name), (1.0, 25.0), (10.0, 1.5), strict=True):
-            velocity = np.array([-h * curvature, beta])  # the new v from (θ, v)
-            ahead = beta * velocity + np.array([-h * curvature, 0.0])
-            moved = np.array([1.0, 0.0]) + (ahead if nesterov else velocity)
-            step = np.array([moved, velocity])
+            velocity = np.array([-0.075 * curvature, beta])  # the new v from (θ, v)
+            step = np.array([np.add([1.0, 0.0], velocity), velocity])
             expected = [(np.linalg.matrix_power(step, k) @ [start, 0.0])[0] for k in range(31)]
             np.testing.assert_allclose(found, expected, atol=1e-5 * start)
         assert len(axes["contours"]) == 9
@@ -90,7 +94,7 @@ def test_ravine_paths_are_the_closed_forms() -> None:
 
 
 def test_adam_steps_are_the_closed_forms() -> None:
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     t = np.arange(1, 61)
     closed_form = (1 - 0.9**t) / np.sqrt(1 - 0.999**t)
     np.testing.assert_array_equal(line(axes, "with correction")[0], t)
@@ -149,7 +153,7 @@ class NumpyRun:
 
 @pytest.mark.parametrize("lost", ["nothing", "slots", "counter", "slots and counter"])
 def test_resumed_runs_are_those_of_numpy(lost: str) -> None:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     run = NumpyRun()
     before = run.train(0, 120)
     run.forget(lost)
@@ -210,7 +214,7 @@ def test_nesterov_is_momentum_with_another_memory(make: Callable[..., Any]) -> N
 
 
 @pytest.mark.claim(
-    "Given the same gradients, momentum and Nesterov's form even remember the same velocity, and use it differently.",
+    "Given the same gradients, momentum and Nesterov's form remember the same velocity, and use it differently.",
     chapter="03",
 )
 @pytest.mark.parametrize(("make", "slots"), [(companion.Momentum, "velocities"), (keras.optimizers.SGD, "momentums")])
@@ -225,7 +229,10 @@ def test_momentum_and_nesterov_remember_the_same(make: Callable[..., Any], slots
         assert np.all(weights[0].numpy() != weights[1].numpy())
 
 
-@pytest.mark.claim(r"Momentum with the usual $\beta = 0.9$ multiplies your learning rate by ten.", chapter="03")
+@pytest.mark.claim(
+    r"Where gradients keep their sign, momentum with the usual $\beta = 0.9$ multiplies your learning rate by ten.",
+    chapter="03",
+)
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("make", [companion.Momentum, keras.optimizers.SGD])
 def test_momentum_multiplies_the_learning_rate(make: Callable[..., Any], nesterov: bool) -> None:
@@ -364,7 +371,7 @@ def numpy_path(rule: str, betas: tuple[float, float], h: float, curvature: np.nd
 
 
 @pytest.mark.claim(
-    "With decay rates that float32 holds exactly, such as 0.875, the optimizers agree with NumPy to 1e-12.",
+    "With betas that float32 holds exactly, such as 0.875, the optimizers agree with NumPy to 1e-12.",
     chapter="03",
 )
 @pytest.mark.parametrize(
