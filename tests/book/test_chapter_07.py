@@ -25,7 +25,7 @@ ROUNDING = 1e-12
 KERNEL = np.linspace(-1, 1, 6).reshape(3, 2)
 
 
-# ---- figure 1: the epoch in which nothing is learned, in NumPy ------------------------------------------------------
+# ---- figure 4: the epoch in which nothing is learned, in NumPy ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["Keras", "flushed"])
@@ -50,13 +50,13 @@ def test_losses_are_those_of_numpy(name: str) -> None:
             kernel -= np.mean(seen, axis=0)
             seen.clear()
         losses.append(loss())
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[3]
     batch, found = line(axes, name)
     np.testing.assert_array_equal(batch, np.arange(25))
     np.testing.assert_allclose(found, losses, rtol=1e-5)
 
 
-# ---- figure 2: the matrix, in NumPy ---------------------------------------------------------------------------------
+# ---- figure 1: the matrix, in NumPy ---------------------------------------------------------------------------------
 
 
 def numpy_weights(how: str, pitfall: str, windows: list[Any]) -> np.ndarray:
@@ -116,7 +116,7 @@ ROWS = [
 
 
 def matrix() -> np.ndarray:
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[0]
     return np.array(axes["images"][0]) ** 2
 
 
@@ -142,7 +142,7 @@ def test_who_is_exact_where() -> None:
     assert is_exact[:, 1].tolist() == [True, False, False, False] + [True] * 5
 
 
-# ---- figure 3: the memory of parts, as recorded ---------------------------------------------------------------------
+# ---- figure 2: the memory of parts, as recorded ---------------------------------------------------------------------
 
 
 @functools.cache
@@ -188,7 +188,7 @@ def test_memory_is_recorded_completely() -> None:
 def test_the_chapter_shows_the_record(network: str) -> None:
     np.testing.assert_allclose(in_the_chapter("memory")[network], medians(network), atol=0.51)  # whole megabytes
     assert in_the_chapter("parameters") == record()["parameters"]
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[1]
     parts, share = line(axes, network)
     assert parts.tolist() == [1, 2, 4, 8, 16]
     np.testing.assert_allclose(share, np.divide(medians(network), medians(network)[0]), atol=0.02)
@@ -326,6 +326,32 @@ def test_a_sum_is_divided(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.claim(
+    'With `inject(model)`, `normalize="weight"` raises an error for a loss with `reduction="sum"`, and for two losses '
+    "that divide by different numbers.",
+    chapter="07",
+)
+@pytest.mark.parametrize(("normalize", "is_told"), [("weight", True), ("mean", False), ("sum", False)])
+def test_a_wrong_weight_is_noticed(normalize: str, is_told: bool) -> None:
+    inputs = keras.Input((3,))
+    outputs = [keras.layers.Dense(1)(inputs) for _ in range(2)]
+    mse, masked = keras.losses.MeanSquaredError, {"reduction": "mean_with_sample_weight"}
+    x, y, weight = np.ones((4, 3)), np.ones((4, 1)), np.array([0.0, 1.0, 1.0, 1.0])
+    for model, losses in (
+        (keras.Model(inputs, outputs[0]), mse(reduction="sum")),
+        (keras.Model(inputs, outputs), [mse(), mse(**masked)]),
+    ):
+        model.compile(ours(normalize)(sgd(), 4), losses, run_eagerly=True)
+        companion.inject(model)
+        several = len(model.outputs)
+        given = (x, [y] * several, [weight] * several) if several > 1 else (x, y)
+        if is_told:
+            with pytest.raises(ValueError, match="One number cannot weigh this batch"):
+                model.train_on_batch(*given)
+        else:
+            model.train_on_batch(*given)
+
+
+@pytest.mark.claim(
     "Keras adds gradients up in the dtype of the variable, so 512 bfloat16 gradients of 1 average to 0.5.", chapter="07"
 )
 @pytest.mark.parametrize("make", [keras_accumulation, wrong(ours(), why="it adds up in float32")])
@@ -420,6 +446,14 @@ def test_a_schedule_by_updates(name: str, of: str) -> None:
             optimizer.apply([np.array([1.0], "float32")], [weight])
         used.append(before - float(weight.numpy()[0]))
     np.testing.assert_allclose(used, [meant(t) for t in range(12)], atol=1e-6)
+
+
+def test_the_rates_drawn_have_closed_forms() -> None:
+    """Keras reads an update's rate at its last part: at step 2, 5, 8 and so on."""
+    (axes,) = figure_data(CHAPTER)[2]
+    _, rule = SCHEDULES["warm-up and cosine"]
+    for name, steps in {"as meant": range(12), "Keras": range(2, 36, 3)}.items():
+        np.testing.assert_allclose(line(axes, name)[1], [rule(min(step, 12)) for step in steps], atol=1e-6)
 
 
 def test_the_table_of_schedules_has_closed_forms() -> None:
