@@ -1,6 +1,8 @@
 """Chapter 17: the data under its figures, and the tests that hold its sentences."""
 
+import ast
 import functools
+import json
 import re
 from typing import Any
 
@@ -13,7 +15,8 @@ from threadpoolctl import threadpool_limits
 
 import companion
 from tests.book.reading import figure_data, line, notebook
-from tests.kit.network import Digits, flat, unflat
+from tests.kit import ROOT
+from tests.kit.network import Digits, flat, forward, unflat
 
 CHAPTER = "17"
 DECAY = 1e-4
@@ -83,13 +86,17 @@ class Equation:
             loss = tf.reduce_mean((bent + np.pi**2 * np.sin(np.pi * x)) ** 2)
         return loss, tape.gradient(loss, theta)
 
+    def u(self, theta: Any, x: Any) -> Any:
+        weights = unflat(theta, [np.zeros(shape) for shape in self.shapes])
+        return (x * (1 - x) * forward(weights, x[:, None])[-1][:, 0]).astype(float)
+
 
 @pytest.mark.claim(
     "With the same 1,000 gradients L-BFGS ends below 10^{-8}, where the best of three Adams stays above 10^{-5}.",
     chapter="17",
 )
 def test_the_race_on_the_equation() -> None:
-    (axes,) = figure_data(CHAPTER)[0]
+    _, axes = figure_data(CHAPTER)[0]
     counts, found = line(axes, "L-BFGS")
     assert counts[-1] == 1000
     assert found[-1] < 1e-8
@@ -116,8 +123,59 @@ def test_the_race_on_the_equation() -> None:
     np.testing.assert_allclose(found[0], expected[np.searchsorted(spent, counts[0], "right") - 1], rtol=1e-3)
 
 
+def test_the_networks_after_thirty_gradients() -> None:
+    axes, _ = figure_data(CHAPTER)[0]
+    x, solution = line(axes, "the solution")
+    np.testing.assert_allclose(solution, np.sin(np.pi * x), atol=1e-5)
+    assert np.abs(line(axes, "L-BFGS")[1] - solution).max() < 0.02
+    for rate in (0.003, 0.01, 0.03):
+        equation = Equation()
+        weights, optimizer = keras.Variable(equation.start), keras.optimizers.Adam(rate)
+        for _ in range(30):
+            optimizer.apply([equation.ask(weights.value)[1]], [weights])
+        found = line(axes, f"Adam, {rate}")[1]
+        np.testing.assert_allclose(found, equation.u(weights.numpy(), x), atol=1e-3)
+        assert np.abs(found - solution).max() > 0.05
+
+
+@functools.cache
+def record() -> list[dict[str, Any]]:
+    """What tests/benchmarks/race_on_equation.py wrote."""
+    return json.loads((ROOT / "book" / "data" / "equation.json").read_text())["results"]
+
+
+def test_the_chapter_shows_the_record() -> None:
+    codes = [cell.source for cell in notebook(CHAPTER).cells if cell.cell_type == "code"]
+    (code,) = (code for code in codes if "\nrecord = {" in code)
+    shown = next(node.value for node in ast.parse(code).body if isinstance(node, ast.Assign))
+    for row, (seed, pairs) in zip(record(), ast.literal_eval(shown).items(), strict=True):
+        assert seed == row["seed"]
+        best = min(row["adam"], key=lambda each: each["loss"])
+        for pair, run in zip(pairs, (best, row["lbfgs"]), strict=True):
+            np.testing.assert_allclose(pair, [run["loss"], run["error"]], rtol=0.05)  # two digits
+
+
+@pytest.mark.claim(
+    "From each of the five starts L-BFGS ends with a loss at least a thousand times lower.", chapter="17"
+)
+def test_every_start_is_won() -> None:
+    assert [row["seed"] for row in record()] == [0, 1, 2, 3, 4]
+    assert all(row["lbfgs"]["loss"] < 1e-3 * min(run["loss"] for run in row["adam"]) for row in record())
+
+
+def test_two_slopes_lead_to_the_minimum() -> None:
+    (axes,) = figure_data(CHAPTER)[1]
+    theta, loss = line(axes, "loss")
+    np.testing.assert_allclose(loss, theta**2, rtol=1e-5)
+    slopes = [np.diff(y)[0] / np.diff(x)[0] for x, y in (line(axes, name) for name in ("asked first", "then here"))]
+    np.testing.assert_allclose(slopes, [6, 2], rtol=1e-4)
+    (one, to), _ = line(axes, "the jump")
+    curvature = (slopes[1] - slopes[0]) / (1 - 3)
+    assert one - slopes[1] / curvature == pytest.approx(to, abs=1e-9) == 0
+
+
 def test_adam_begins_where_keras_takes_it() -> None:
-    (axes,) = figure_data(CHAPTER)[0]
+    _, axes = figure_data(CHAPTER)[0]
     equation = Equation()
     weights = keras.Variable(equation.start)
     optimizer = keras.optimizers.Adam(0.01)
@@ -132,7 +190,7 @@ def test_adam_begins_where_keras_takes_it() -> None:
 
 
 def test_the_line_search() -> None:
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     digits = numpy()
     per_iteration = np.diff([1, *digits.ends])
     k = int(np.argmax(per_iteration > 1))
@@ -149,7 +207,7 @@ def test_the_line_search() -> None:
 
 
 def test_what_was_measured_of_the_curvature() -> None:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     for name in ("one batch", "fresh batches"):
         middle, heights = line(axes, name)
         assert 195 <= heights.sum() <= 200
@@ -157,7 +215,7 @@ def test_what_was_measured_of_the_curvature() -> None:
 
 
 def test_the_runs_on_minibatches() -> None:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[4]
     digits = numpy()
     clear = [digits(theta)[0] for theta in digits.iterates]
     passes, full = line(axes, "L-BFGS, all data")
