@@ -10,7 +10,7 @@ from scipy.linalg import expm
 
 import companion
 from companion import gradient_flow
-from tests.book.reading import figure_data, line
+from tests.book.reading import figure_data, line, notebook
 from tests.kit.cases import wrong
 
 CHAPTER = "09"
@@ -48,8 +48,25 @@ def test_who_ends_closer_to_the_flow_for_two_gradients(h: float, winner: str) ->
 
 
 def test_gradients_a_step_are_those_of_the_literature() -> None:
-    (axes,) = figure_data(CHAPTER)[1]
-    assert sorted(width for width, _ in axes["bars"]) == [1, 2, 3, 4, 4, 6, 7]
+    outputs = [out for cell in notebook(CHAPTER).cells for out in cell.get("outputs", [])]
+    texts = [out.get("data", {}).get("text/plain", "") for out in outputs]
+    (table,) = (text for text in texts if text.startswith("method"))
+    found = {name: costs for name, *costs in map(str.split, table.splitlines()[1:])}
+    known = {"Euler": ["1", "–"], "Heun": ["2", "–"], "RK23": ["3", "4"], "RK4": ["4", "–"], "RK45": ["6", "7"]}
+    assert found == known
+
+
+@pytest.mark.claim(
+    "Each step of gradient descent leads away from the solution of this game, each step of extragradient towards it.",
+    chapter="09",
+)
+def test_the_game() -> None:
+    (axes,) = figure_data(CHAPTER)[2]
+    h, k = 0.5, np.arange(13)  # the game turns a + ib; a step multiplies by one complex number
+    for name, factor in (("gradient descent", 1 + h * 1j), ("extragradient", 1 + h * 1j * (1 + h * 1j))):
+        a, b = line(axes, name)
+        np.testing.assert_allclose(a + 1j * b, factor**k, atol=1e-4)
+        assert (np.diff(np.hypot(a, b)) > 0).all() == (abs(factor) > 1)
 
 
 # ---- a loss that is linear in the weights ---------------------------------------------------------------------------
@@ -239,7 +256,7 @@ class Injected(companion.InjectedModel, keras.Sequential):
     pass
 
 
-@pytest.mark.claim("Or put the step into the class, with a mixin, and every copy has it:", chapter="09")
+@pytest.mark.claim("Or put the step into the class, with a mixin, and every copy has it", chapter="09")
 def test_a_mixin_survives_a_file(tmp_path: Any) -> None:
     trained = model(Injected)
     step(trained, companion.Heun(0.1))
