@@ -39,6 +39,58 @@ def examples(x: Any) -> Any:
     return _rows(first if hasattr(first, "shape") else tf.convert_to_tensor(first))
 
 
+def tensors(batch: Any) -> Any:
+    """Arrays as tensors, of Keras's float type if they hold floats, as ``fit`` makes them; SciPy's matrices as sparse.
+
+    Args:
+        batch: any structure of arrays, tensors and ``None``.
+    """
+
+    def tensor(leaf: Any) -> Any:
+        if leaf is None or isinstance(leaf, (tf.SparseTensor, tf.RaggedTensor)):
+            return leaf
+        if hasattr(leaf, "tocoo"):
+            coo = leaf.tocoo()
+            indices = tf.cast(tf.stack([coo.row, coo.col], 1), "int64")
+            return tf.sparse.reorder(tf.SparseTensor(indices, tensor(coo.data), coo.shape))
+        try:
+            dense = tf.convert_to_tensor(leaf)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"`x`, `y` and `sample_weight` must hold arrays or tensors. Received: {leaf!r} of {type(leaf)}"
+            ) from None
+        return tf.cast(dense, keras.config.floatx()) if dense.dtype.is_floating else dense
+
+    return tree.map_structure(tensor, batch)
+
+
+def joined(batches: list[Any]) -> Any:
+    """One batch of all the rows of several.
+
+    Args:
+        batches: tuples of (x, y, sample_weight), of tensors.
+
+    Raises:
+        ValueError: they do not fit together, such as sentences padded to different lengths.
+    """
+
+    def join(*leaves: Any) -> Any:
+        if leaves[0] is None:
+            return None
+        try:
+            if isinstance(leaves[0], tf.SparseTensor):
+                return tf.sparse.concat(0, list(leaves))
+            return tf.concat(leaves, 0)
+        except tf.errors.InvalidArgumentError:
+            shapes = sorted({tuple(leaf.shape) for leaf in leaves}, key=str)
+            raise ValueError(
+                "`x` must be a data set whose batches differ in their number of examples only, since they are joined: "
+                f"pad all to one length (`padded_batch` has `padded_shapes`). Received: batches of shapes {shapes}"
+            ) from None
+
+    return tree.map_structure(join, *batches)
+
+
 def divisible(batch: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
     """The same batch in tensors that have a row for each example.
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras import tree
 
 from companion import arguments
-from companion.batches import examples, part_of
+from companion.batches import examples, part_of, tensors
 from companion.denominators import of_metrics
 from companion.oracle import GradientOracle
 from companion.questions import Recorder, check_question
@@ -70,8 +70,8 @@ def minimize(
 
     Args:
         model: a compiled model, on one replica. What is trainable in it is trained.
-        x: the inputs: arrays; a ``tf.data.Dataset`` or ``keras.utils.PyDataset`` of batches, which is gone through for
-            each gradient.
+        x: the inputs: arrays, sparse ones of SciPy too; a ``tf.data.Dataset`` or ``keras.utils.PyDataset`` of batches,
+            which is gone through for each gradient.
         y: the targets, unless ``x`` holds them. Defaults to ``None``.
         sample_weight: the weights of examples, unless ``x`` holds them. Defaults to ``None``.
         method: one of SciPy's that take a gradient: ``"L-BFGS-B"``, ``"BFGS"``, ``"CG"``, ``"Newton-CG"``, ``"TNC"``,
@@ -257,7 +257,7 @@ class _Loss:
         if self.is_fixed:
             found, weights = self.ask(tf.constant(point)).numpy(), 1.0
         for batch in () if self.is_fixed else self.data:
-            share, weight = self.ask(tf.constant(point), _tensors(batch))
+            share, weight = self.ask(tf.constant(point), tensors(batch))
             found, weights = found + float(weight) * share.numpy(), weights + float(weight)
         with np.errstate(invalid="ignore", divide="ignore"):
             return _Answer(point, float(found[0] / weights), found[1:] / weights)
@@ -366,7 +366,7 @@ def _batches(x: Any, y: Any, sample_weight: Any, batch_size: Any) -> Iterable[An
             "`x` must be arrays, a tf.data.Dataset or a keras.utils.PyDataset: it is gone through many times, which an "
             f"iterator does not allow. Received: x={x!r}"
         )
-    data = _tensors((x, y, sample_weight))
+    data = tensors((x, y, sample_weight))
     rows = [examples(leaf) for leaf in tree.flatten(data) if leaf is not None]
     if len(set(rows)) != 1 or not rows[0]:
         raise ValueError(
@@ -380,18 +380,6 @@ def _batches(x: Any, y: Any, sample_weight: Any, batch_size: Any) -> Iterable[An
         return tree.map_structure(lambda leaf: None if leaf is None else part_of(leaf, begin, count), data)
 
     return [batch(begin) for begin in range(0, rows[0], size)]
-
-
-def _tensors(batch: Any) -> Any:
-    """Arrays as tensors, of Keras's float type if they hold floats, as ``fit`` makes them."""
-
-    def tensor(leaf: Any) -> Any:
-        if leaf is None or isinstance(leaf, (tf.SparseTensor, tf.RaggedTensor)):
-            return leaf
-        dense = tf.convert_to_tensor(leaf)
-        return tf.cast(dense, keras.config.floatx()) if dense.dtype.is_floating else dense
-
-    return tree.map_structure(tensor, batch)
 
 
 def _options(method: str, tolerance: float, max_gradients: int) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import tree
 
 from companion import arguments
-from companion.batches import examples
+from companion.batches import examples, joined, tensors
 from companion.oracle import GradientOracle
 
 _BASIS = 24  # vectors that are kept at most
@@ -80,6 +79,7 @@ def sharpness(
     parts = arguments.integer("micro_batches", micro_batches, 1)
     if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
         x, y, sample_weight = _joined(x, y, sample_weight)
+    x, y, sample_weight = tensors((x, y, sample_weight))
     if batch_size is not None:
         parts *= math.ceil(int(examples(x)) / arguments.integer("batch_size", batch_size, 1))
     ask = _products(model, (x, y, sample_weight), parts)
@@ -96,8 +96,7 @@ def _joined(batches: Any, y: Any, sample_weight: Any) -> Any:
     if count in (0, None, tf.data.INFINITE_CARDINALITY):
         raise ValueError(f"`x` must be a finite data set with a batch in it. Received: x={batches!r}")
     each = batches if is_stream else (batches[index] for index in range(count))
-    found = [keras.utils.unpack_x_y_sample_weight(batch) for batch in each]
-    return tree.map_structure(lambda *leaves: None if leaves[0] is None else tf.concat(leaves, 0), *found)
+    return joined([tensors(keras.utils.unpack_x_y_sample_weight(batch)) for batch in each])
 
 
 def _products(model: Any, batch: Any, parts: int) -> Any:
@@ -109,12 +108,11 @@ def _products(model: Any, batch: Any, parts: int) -> Any:
     shapes = [tuple(variable.shape) for variable in variables]
     cuts = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
     dtype = keras.backend.result_type("float32", *(variable.dtype for variable in variables))
-    data = tree.map_structure(lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), batch)
 
     def product(vector: Any) -> Any:
         pieces = tf.split(vector, [math.prod(shape) for shape in shapes])
         direction = [tf.reshape(piece, shape) for piece, shape in zip(pieces, shapes, strict=True)]
-        products = GradientOracle(model, data, parts, training=False).curvature(direction)
+        products = GradientOracle(model, batch, parts, training=False).curvature(direction)
         return tf.concat([tf.cast(tf.reshape(each, [-1]), dtype) for each in products], 0)
 
     compiled = product  # traced once, past TensorFlow's warning that every call of `sharpness` traces anew

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 import tensorflow as tf
 
 import companion
@@ -180,8 +181,22 @@ def test_data_sets_are_taken() -> None:
     assert companion.sharpness(model, Batches()) == exact
 
 
+def test_sparse_inputs() -> None:
+    """A table that is mostly zeros, in each form that ``fit`` takes."""
+    inputs = keras.Input((5,), sparse=True)
+    model = keras.Model(inputs, L.Dense(3)(inputs))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    table = np.where(np.abs(X) > 1, X, 0)
+    exact = pytest.approx(companion.sharpness(model, table, CLASSES), rel=1e-6)
+    sparse = tf.sparse.from_dense(table)
+    assert companion.sharpness(model, sparse, CLASSES) == exact
+    assert companion.sharpness(model, scipy.sparse.csr_matrix(table), CLASSES, batch_size=7) == exact
+    assert companion.sharpness(model, tf.data.Dataset.from_tensor_slices((sparse, CLASSES)).batch(8)) == exact
+
+
 def test_what_is_wrong_is_said() -> None:
     model = classifier()
+    lengths = tf.data.Dataset.from_tensor_slices((np.arange(1, 5), np.zeros(4))).map(lambda n, y: (tf.range(n), y))
     endless = tf.data.Dataset.from_tensor_slices((X, CLASSES)).batch(8).repeat()
     for data, options, message in [
         ((X, CLASSES), {"tolerance": 0.0}, "`tolerance` must be a number"),
@@ -190,6 +205,8 @@ def test_what_is_wrong_is_said() -> None:
         ((X, CLASSES), {"micro_batches": 1.5}, "`micro_batches` must be an integer of at least 1"),
         ((X,), {}, "`data` must hold targets"),
         ((X * np.nan, CLASSES), {}, "The Hessian is not finite"),
+        ((lengths.padded_batch(2),), {}, "pad all to one length"),
+        ((object(), CLASSES), {}, "must hold arrays or tensors"),
         ((endless,), {}, "`x` must be a finite data set"),
         ((endless, CLASSES), {}, "`y` and `sample_weight` must be left out"),
     ]:
