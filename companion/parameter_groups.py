@@ -215,6 +215,9 @@ class ParameterGroups(WrappingOptimizer):
             )
         return super()._model_variables_moving_average
 
+    def _stays(self, variable: Any) -> bool:
+        return super()._stays(variable) or (self._knows(variable) and not self._rule_and_factor(variable)[1])
+
     # A step
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:

@@ -155,7 +155,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Lets the wrapped optimizer put its moving averages into those weights that are trained, and by it."""
-        for optimizer, theirs in self._shares([variable for variable in var_list if self._knows(variable)]):
+        moved = [variable for variable in var_list if self._knows(variable) and not self._stays(variable)]
+        for optimizer, theirs in self._shares(moved):
             trained, known = {index_in(optimizer, variable) for variable in theirs}, optimizer._trainable_variables
             with _standing_still([variable for index, variable in enumerate(known) if index not in trained]):
                 optimizer.finalize_variable_values(known)  # all: Keras pairs variables and averages by their places
@@ -167,7 +168,11 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         """A context in which frozen variables keep their values, though Keras puts averages into all that it knows."""
         overwrites = any(layer.use_ema and layer.ema_overwrite_frequency for layer in wrapped_by(self))
         known = [v for optimizer in self.wrapped() for v in optimizer._trainable_variables] if overwrites else []
-        return _standing_still([variable for variable in known if not variable.trainable])
+        return _standing_still([variable for variable in known if self._stays(variable)])
+
+    def _stays(self, variable: Any) -> bool:
+        """Whether a variable is to be left as it is."""
+        return not variable.trainable
 
     def apply_gradients(self, grads_and_vars: Any) -> Any:
         """As in Keras: ``apply`` for pairs; returns the count of updates."""

@@ -180,6 +180,21 @@ def test_a_group_with_factor_0_stays_as_it_is() -> None:
     assert int(everything_is_left.iterations) == 2
 
 
+@pytest.mark.parametrize("overwrite", [None, 2])
+def test_averages_do_not_move_a_group_with_factor_0(overwrite: int | None) -> None:
+    """As pretrained weights that are put in after the first step, whose average is that of others."""
+    weights = variables()
+    rule = K.SGD(0.1, use_ema=True, ema_momentum=0.75, ema_overwrite_frequency=overwrite)
+    optimizer = ParameterGroups(rule, {"body": 0.0})
+    go(optimizer, gradients(1), start=weights)
+    for weight in weights:
+        weight.assign(weight + 1.0)
+    before, after = arrays(weights), go(optimizer, gradients(3), start=weights)
+    optimizer.finalize_variable_values(weights)
+    assert identical(arrays(weights)[:2], before[:2])
+    assert overwrite or not np.array_equal(np.asarray(weights[2]), after[2])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_every_dtype_and_their_mixture(dtype: str) -> None:
     kinds = (dtype, "float32", dtype, "float32")
