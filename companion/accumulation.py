@@ -110,6 +110,7 @@ class GradientAccumulation(WrappingOptimizer):
     ``steps`` times since its last update. So two players have windows of their own, and a variable that is in every
     second call is trained, too. ``iterations`` counts the updates of all subsets, as in Keras. A variable that is no
     longer ``trainable`` does not move, though a gradient comes: what it has received is forgotten when its window ends.
+    One whose weights are 0 where another's of the same call are not steps with a gradient of 0.
 
     The gradient of an embedding stays sparse: the wrapped optimizer receives each row that the window has touched once.
 
@@ -183,8 +184,11 @@ class GradientAccumulation(WrappingOptimizer):
         """Creates an accumulator for each variable, and the wrapped optimizer's slots."""
         if self.built:
             return
-        if any(getattr(variable, "overwrite_with_gradient", False) for variable in variables):
-            raise ValueError("A float8 layer cannot be trained with accumulation: its scales' gradients have no mean.")
+        if scales := [name_of(v) for v in variables if getattr(v, "overwrite_with_gradient", False)]:
+            raise ValueError(
+                "A float8 layer cannot be trained with accumulation: its scales' gradients have no mean. Leave it out; "
+                f"or use Keras's own `gradient_accumulation_steps`, which keeps the largest. Received: {scales}"
+            )
         super().build(variables)
         with keras.name_scope(self.name):
             self._sums = GradientSums(variables, self.accumulator_dtype)
@@ -212,10 +216,8 @@ class GradientAccumulation(WrappingOptimizer):
         """
         if tf.distribute.in_cross_replica_context():
             raise ValueError("apply() must be called in a replica context: in the function given to strategy.run().")
-        if self.normalize == "weight":
-            weight = fitting_weight(self._given.weights.get(replica_id()) if weight is None else weight)
-        else:
-            weight = None
+        weighs = self.normalize == "weight"
+        weight = fitting_weight(self._given.weights.get(replica_id()) if weight is None else weight) if weighs else None
         grads = list(grads)
         if not grads:
             return
@@ -424,14 +426,13 @@ class FlushAtEpochEnd(keras.callbacks.Callback):
     """
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Finds the optimizer."""
-        optimizer = self.model.optimizer
-        found = [layer for layer in wrapped_by(optimizer) if isinstance(layer, GradientAccumulation)]
-        if not found:
+        """Finds the optimizer, or those in a ``MultiOptimizer``."""
+        optimizer, self._in_epoch = self.model.optimizer, False
+        self._found = [layer for layer in wrapped_by(optimizer) if isinstance(layer, GradientAccumulation)]
+        if not self._found:
             raise ValueError(
                 f"The model must be compiled with a GradientAccumulation. Received: optimizer={optimizer!r}"
             )
-        self._end_epoch, self._in_epoch = found[0].end_epoch, False
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Notes that an epoch is running."""
@@ -440,8 +441,9 @@ class FlushAtEpochEnd(keras.callbacks.Callback):
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the window before the epoch's validation, which comes before the epoch's end."""
         if getattr(self, "_in_epoch", False):
-            self._end_epoch()
             self._in_epoch = False
+            for optimizer in self._found:
+                optimizer.end_epoch()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ends the window where there was no validation."""

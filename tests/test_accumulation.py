@@ -1153,9 +1153,17 @@ def test_bad_calls_are_refused_before_anything_moves() -> None:
         with pytest.raises(ValueError, match=message):
             optimizer.apply(*bad)
     assert identical(START, numbers(variables))
-    variables[0].overwrite_with_gradient = True
-    with pytest.raises(ValueError, match="float8"):
-        GradientAccumulation(SGD(), 2).build(variables)
+
+
+def test_a_float8_layer_is_refused_and_the_way_out_works() -> None:
+    scale, kernel = keras.Variable([1.0], name="scale"), keras.Variable([1.0], name="kernel")
+    scale.overwrite_with_gradient = True
+    with pytest.raises(ValueError, match=r"float8.*`gradient_accumulation_steps`.*Received: \['scale'\]"):
+        GradientAccumulation(SGD(), 2).build([scale, kernel])
+    optimizer = keras.optimizers.SGD(0.5, gradient_accumulation_steps=2)
+    for largest in (3.0, 2.0):
+        optimizer.apply([np.array([largest]), np.array([1.0])], [scale, kernel])
+    assert (scale.numpy(), kernel.numpy()) == (3.0, 0.5)
 
 
 def test_private_names_of_keras_are_where_they_were() -> None:

@@ -328,6 +328,16 @@ def test_what_is_in_a_multi_optimizer(tmp_path: pathlib.Path) -> None:
     assert optimizer.window.numpy()[0].tolist() == [1, 1]
 
 
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer")
+def test_the_end_of_an_epoch_is_that_of_all_windows() -> None:
+    rules = keras.optimizers.OptimizerMap(default_optimizer=GradientAccumulation(SGD(0.1), 4))
+    rules[".*bias"] = GradientAccumulation(keras.optimizers.Adam(0.1), 4)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.MultiOptimizer(rules), "mse", run_eagerly=True)
+    model.fit(np.ones((6, 3)), np.ones(6), 1, epochs=2, verbose=0, callbacks=[companion.FlushAtEpochEnd()])
+    assert [int(optimizer.iterations) for optimizer in model.optimizer.optimizers] == [4, 4]
+
+
 @pytest.mark.parametrize("kind", [companion.SGD, companion.Adam, companion.OptimisticSGD, companion.Muon])
 @pytest.mark.parametrize("variable", [keras.Variable, tf.Variable])
 def test_a_variable_is_no_learning_rate_and_the_way_out_works(kind: Any, variable: Any) -> None:
