@@ -18,6 +18,7 @@ _SCALES = {
     "original": lambda rows, columns: math.sqrt(max(1, columns / rows)),
 }
 _HEADS = {r"(query|key|value)/kernel$": 1}
+_EACH_ENTRY = r"(^|[/_])(bias|beta|gamma|alpha)(:0)?$"  # what acts on each entry alone, whatever its shape
 
 
 def orthogonalized(matrix: Any, steps: int) -> Any:
@@ -61,8 +62,9 @@ class Muon(Adam):
 
     Muon takes the variables of rank 2 and above. One of rank above 2 is a matrix whose rows are what it sums over: all
     axes but the last, which is right for the kernel of a convolution, :math:`(\text{height} \cdot \text{width} \cdot
-    \text{channels}) \times \text{filters}`. Biases and other vectors take the step of :class:`~companion.Adam`, with
-    the same learning rate.
+    \text{channels}) \times \text{filters}`. Vectors take the step of :class:`~companion.Adam`, with the same learning
+    rate; so do biases of any shape (those of attention have an axis of heads, those of ``GRU`` two rows), and what
+    scales or shifts each entry: variables called ``bias``, ``beta``, ``gamma`` or ``alpha``.
 
     **Name in** ``exclude`` **the embeddings and the output layer**: they should take Adam's step, too, and cannot be
     told from other matrices. (Keras's Muon looks for the word "embedding" in the path; a layer named ``tokens`` has
@@ -80,11 +82,11 @@ class Muon(Adam):
         scale: :math:`s`, for a matrix of :math:`r` rows and :math:`k` columns. ``"moonlight"``:
             :math:`0.2 \sqrt{\max(r, k)}`, so that the entries of a step are about as large as Adam's. ``"original"``:
             :math:`\sqrt{\max(1, k / r)}`, with learning rates of about 0.02. Defaults to ``"moonlight"``.
-        exclude: regular expressions; what they are found in, the paths of variables, take Adam's step. Defaults to
-            none.
+        exclude: regular expressions; what they are found in, the paths of variables, take Adam's step. (``"head"`` is
+            found in ``multi_head_attention``, too, and ``"(^|/)head/"`` is not.) Defaults to none.
         input_axes: for each regular expression, how many leading axes of the variables that it is found in are the rows
             of the matrix. Defaults to 1 for the ``query``, ``key`` and ``value`` of Keras's attention layers, whose
-            kernels have heads for a second axis.
+            kernels have three axes, heads the second. (Give ``{}`` if a ``Conv1D`` has such a name.)
         beta_1: Adam's. Defaults to 0.9.
         beta_2: Adam's. Defaults to 0.95.
         epsilon: Adam's. Defaults to 1e-7.
@@ -177,8 +179,12 @@ class Muon(Adam):
         rank, path = len(variable.shape), name_of(variable)
         if rank < 2 or any(re.search(pattern, path) for pattern in self.exclude):
             return 0
-        axes = next((axes for pattern, axes in self.input_axes if re.search(pattern, path)), rank - 1)
-        return math.prod(variable.shape[: min(axes, rank - 1)])
+        axes = next((axes for pattern, axes in self.input_axes if re.search(pattern, path)), 0)
+        if rank > 3 and self.input_axes == tuple(_HEADS.items()):  # a convolution may be called `query`
+            axes = 0
+        if not axes and re.search(_EACH_ENTRY, path):
+            return 0
+        return math.prod(variable.shape[: min(axes or rank - 1, rank - 1)])
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves ``variable`` by one step of the rule."""

@@ -465,8 +465,23 @@ def test_kernels_of_attention() -> None:
     rows = [number for _, number in optimizer.get_config()["matrices"]]
     found = dict(zip([v.path.split("/", 1)[1] for v in layer.trainable_variables], rows, strict=True))
     kernels = {"query/kernel": 7, "key/kernel": 7, "value/kernel": 7, "attention_output/kernel": 12}
-    assert {path: number for path, number in found.items() if number > 3} == kernels
+    assert found == {**dict.fromkeys(found, 0), **kernels}
     assert first_step(companion.Muon(1.0, input_axes={"odd": 1}), np.ones((3, 4, 5)), name="odd").shape == (3, 4, 5)
+
+
+def test_biases_of_any_shape_are_no_matrices() -> None:
+    """And a convolution that is called like a part of attention is one all the same."""
+    layers = [keras.layers.GRU(2), keras.layers.LayerNormalization(axis=(1, 2)), keras.layers.Conv2D(4, 3, name="key")]
+    rows = []
+    for layer, shape in zip(layers, [(None, 5, 3), (None, 5, 3), (None, 5, 5, 3)], strict=True):
+        layer.build(shape)
+        optimizer = companion.Muon(1.0)
+        optimizer.build(layer.trainable_variables)
+        rows.append([number for _, number in optimizer.get_config()["matrices"]])
+    assert rows == [[3, 2, 0], [0, 0], [27, 0]]
+    by_name = companion.Muon(1.0, input_axes={"bias": 1})
+    by_name.build(layers[0].trainable_variables)
+    assert [number for _, number in by_name.get_config()["matrices"]] == [3, 2, 2]
 
 
 def test_the_rest_take_adams_step() -> None:
