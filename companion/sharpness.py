@@ -14,6 +14,7 @@ from companion.oracle import GradientOracle
 
 _BASIS = 24  # vectors that are kept at most
 _KEPT = 3  # of them, when there are as many
+_ASYMMETRY = 0.05  # of the largest eigenvalue; half precision stays below a fifth of it
 _PATIENCE = 3  # estimates of the error in a row: one may be small while a larger eigenvalue is still hidden
 
 
@@ -60,7 +61,8 @@ def sharpness(
     Raises:
         TypeError: ``model`` is not a ``keras.Model``.
         ValueError: an argument is wrong, nothing is trainable, the loss cannot be divided (see
-            :class:`~companion.GradientOracle`), or a product is not finite.
+            :class:`~companion.GradientOracle`), a product is not finite, or the Hessian is not symmetric, as where
+            TensorFlow has no second derivative.
 
     Example:
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
@@ -144,6 +146,13 @@ def _largest(ask: Any, size: int, tolerance: float, most: int) -> float:
         images = np.vstack([images, ask(basis[-1])])
         projected = basis @ images.T
         values, turns = np.linalg.eigh((projected + projected.T) / 2)
+        if (apart := float(np.abs(projected - projected.T).max())) > _ASYMMETRY * np.abs(values).max():
+            raise ValueError(
+                "The Hessian is not symmetric, so second derivatives are missing: TensorFlow has none for bilinear "
+                '`UpSampling2D` and `Resizing` (for `interpolation="nearest"` it has) and for fake quantization, and '
+                "`stop_gradient` and custom gradients cut them off. Received: products that should be equal, and are "
+                f"{apart:.2g} apart, where the largest eigenvalue would be {values[-1]:.2g}"
+            )
         value, top = float(values[-1]), turns[:, -1]
         residual = top @ images - value * (top @ basis)
         length, gap = float(np.linalg.norm(residual)), value - float(values[-2] if len(values) > 1 else -np.inf)

@@ -168,6 +168,20 @@ def test_a_loss_that_bends_down_has_a_negative_one() -> None:
     assert companion.sharpness(linear, np.eye(2), np.zeros((2, 1))) == 0.0
 
 
+def test_a_second_derivative_that_is_missing_is_noticed() -> None:
+    """TensorFlow has none for bilinear interpolation, and takes it for 0, without a word."""
+    images, targets = GENERATOR.normal(size=(4, 4, 4, 1)), GENERATOR.normal(size=(4, 2))
+
+    def model(interpolation: str) -> Any:
+        up = L.UpSampling2D(2, interpolation=interpolation)
+        return compiled([keras.Input((4, 4, 1)), L.Conv2D(2, 3, activation="tanh"), up, L.Flatten(), L.Dense(2)], "mse")
+
+    with pytest.raises(ValueError, match=r"not symmetric.*for `interpolation=\"nearest\"` it has"):
+        companion.sharpness(model("bilinear"), images, targets)
+    nearest = model("nearest")
+    assert companion.sharpness(nearest, images, targets) == pytest.approx(steepest(nearest, images, targets), rel=1e-6)
+
+
 def test_data_sets_are_taken() -> None:
     class Batches(keras.utils.PyDataset):
         num_batches = 2
