@@ -42,8 +42,9 @@ class ParameterGroups(WrappingOptimizer):
     Args:
         default: a ``keras.optimizers.Optimizer``, for variables in no group and in groups with a factor.
         groups: a dictionary. A key is a regular expression that is searched (``re.search``) in the paths of variables,
-            such as ``"net/head/kernel"``. A value is a number :math:`f \ge 0`, or a ``keras.optimizers.Optimizer``.
-            With :math:`f = 0` a group is left as it is, its slots too, as if it were frozen.
+            such as ``"net/head/kernel"``: ``"head"`` is found in ``multi_head_attention``, too, and ``"(^|/)head/"``
+            is not. A value is a number :math:`f \ge 0`, or a ``keras.optimizers.Optimizer``. With :math:`f = 0` a group
+            is left as it is, its slots too, as if it were frozen.
         global_clipnorm: a norm :math:`> 0`. If the gradients of all groups together have a larger one, they are scaled
             down to it, before any rule sees them. Repeated rows of a sparse gradient are summed first. (That of an
             optimizer inside is for its own variables.) Defaults to ``None``.
@@ -70,6 +71,7 @@ class ParameterGroups(WrappingOptimizer):
     What is asked of it, or set on it, is the default's: ``learning_rate`` and its schedules, ``iterations`` (each call
     of ``apply`` counts once), ``momentum``. But ``weight_decay``, ``clipnorm``, ``clipvalue``, ``use_ema`` and its
     kin, and ``loss_scale_factor`` are set on every optimizer in it, and ``exclude_from_weight_decay`` holds for all.
+    (Keras loses what was excluded when an optimizer is saved; a group with an optimizer that does not decay is kept.)
 
     Once built, it knows its groups by the places of variables, and saves them: loading gives variables other paths
     (``net/head/kernel`` becomes ``head/kernel``), and the groups stay as they were. In a new model of other shapes, the

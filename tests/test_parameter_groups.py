@@ -373,6 +373,17 @@ def test_a_model_made_again_has_the_same_groups() -> None:
         ParameterGroups(K.Adam(0.1), {"dense/": 0.5, "third/": 1}).build(model.trainable_variables)
 
 
+def test_keras_loses_what_was_excluded_from_decay_and_a_group_keeps_it() -> None:
+    excluding = K.AdamW(0.5, weight_decay=0.5)
+    excluding.exclude_from_weight_decay(var_names=["bias"])
+    grouped = ParameterGroups(K.AdamW(0.5, weight_decay=0.5), {"bias": K.Adam(0.5)})
+    for optimizer, kept in ((excluding, False), (grouped, True)):
+        loaded = type(optimizer).from_config(optimizer.get_config())
+        weights = [keras.Variable([1.0], name=name) for name in ("kernel", "bias")]
+        loaded.apply([np.zeros(1)] * 2, weights)
+        assert [float(weight[0]) for weight in weights] == [0.75, 1.0 if kept else 0.75]
+
+
 def test_a_round_trip_of_the_configuration() -> None:
     @keras.saving.register_keras_serializable("tests")
     class Mine(K.SGD):
