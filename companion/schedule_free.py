@@ -5,12 +5,14 @@ The weights hold the point of gradients while training. The average, which is th
 """
 
 import math
+import warnings
 from typing import Any
 
 import keras
 from keras import ops
 
 from companion import arguments
+from companion.denominators import layers_of
 from companion.wrapping import name_of, wrapped_by
 
 _UPDATES, _LARGEST, _SUM, _SHOWN = range(4)  # what `memory` holds
@@ -33,7 +35,7 @@ class ScheduleFreeAdamW(keras.optimizers.Optimizer):
 
     **The weights hold** :math:`\theta`, **the answer is** :math:`x`. Train with :class:`SwapAverage`, and validation,
     checkpoints and the model after ``fit`` have :math:`x`; in a loop of your own, call :meth:`eval` before you evaluate
-    or save and :meth:`train` before you go on.
+    or save and :meth:`train` before you go on. (:class:`SwapAverage` says what BatchNorm needs.)
 
     Slots, of at least float32 and zero before the first update: ``average`` :math:`x`, ``iterate`` :math:`z` and
     ``velocity`` :math:`q`, of the variable's shape, and ``memory``, four numbers: :math:`t`, :math:`H_t`, the sum, and
@@ -210,6 +212,10 @@ class SwapAverage(keras.callbacks.Callback):
     and the optimizer's :meth:`~ScheduleFreeAdamW.eval` makes it :math:`x`. It can be given to ``evaluate`` and
     ``predict``, too.
 
+    BatchNorm gathers its statistics at :math:`\theta`, also for validation, and with them :math:`x` can be worse than
+    :math:`\theta`; training such a model warns. Use another normalization, or let it gather them at :math:`x` after
+    ``fit``: call ``model(batch, training=True)`` for a few hundred training batches before you evaluate or save.
+
     The optimizer may be wrapped: by a ``LossScaleOptimizer``, a :class:`~companion.GradientAccumulation`, or with
     others in a :class:`~companion.ParameterGroups`.
 
@@ -245,6 +251,15 @@ class SwapAverage(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Goes on from where training was, whatever the weights have shown since."""
         self._swap(False)
+        norms = [layer for layer in layers_of(self.model) if isinstance(layer, keras.layers.BatchNormalization)]
+        if gathering := [layer.name for layer in norms if layer.trainable]:
+            warnings.warn(
+                "BatchNormalization gathers its statistics where gradients are taken, and with them the average can be "
+                "worse than it is: use LayerNormalization or GroupNormalization, or, after `fit`, call "
+                "model(batch, training=True) for a few hundred training batches before you evaluate or save. "
+                f"Received: {gathering}",
+                stacklevel=2,
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Goes on from where training was."""

@@ -1,5 +1,6 @@
 """What a model holds, and when, that schedule-free AdamW trains: the point of gradients, or the average."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -242,3 +243,24 @@ def test_nothing_decays_twice() -> None:
     np.testing.assert_array_equal(weight.numpy(), [0.75, 0.75])
     for name in ("_use_weight_decay", "_apply_weight_decay", "_get_variable_index"):
         assert callable(getattr(keras.optimizers.Optimizer, name))
+
+
+def test_batch_norm_gathers_its_statistics_elsewhere() -> None:
+    """At θ; the way out gathers those at x. A frozen one gathers nothing."""
+    keras.utils.set_random_seed(1)
+    norm = keras.layers.BatchNormalization(momentum=0.9, name="norm")
+    made = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), norm, keras.layers.Dense(1)])
+    made.compile(ScheduleFreeAdamW(0.3), "mse", run_eagerly=True)
+    with pytest.warns(UserWarning, match=r"statistics.*call model\(batch, training=True\).*Received: \['norm'\]"):
+        made.fit(X, Y, epochs=4, callbacks=[SwapAverage()], **FIT)
+    exact = made.layers[0](X).numpy().mean(0)
+    assert np.abs(norm.moving_mean.numpy() - exact).max() > 0.05
+    for _ in range(200):
+        made(X, training=True)
+    np.testing.assert_allclose(norm.moving_mean.numpy(), exact, atol=1e-6)
+    norm.trainable = False
+    show = SwapAverage()
+    show.set_model(made)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        show.on_train_begin()

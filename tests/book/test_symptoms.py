@@ -394,6 +394,22 @@ def test_place_of_epsilon() -> None:
     assert gradient / (gradient + 1e-8) == pytest.approx(0.990, abs=1e-3)  # PyTorch's, after the correction
 
 
+@reproduces("With BatchNorm, a schedule-free model evaluates worse than it trains")
+def test_statistics_are_those_of_another_point() -> None:
+    keras.utils.set_random_seed(0)
+    x = 2 + np.random.default_rng(0).normal(size=(32, 2))
+    y = np.sin(x[:, :1])
+    layers = [keras.layers.Dense(8, "tanh"), keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    model.compile(companion.ScheduleFreeAdamW(0.1), "mse", run_eagerly=True)
+    with pytest.warns(UserWarning, match="gathers its statistics"):
+        model.fit(x, y, 16, epochs=10, verbose=0, callbacks=[companion.SwapAverage()])
+    before = model.evaluate(x, y, verbose=0)
+    for _ in range(40):
+        model(x, training=True)
+    assert model.evaluate(x, y, verbose=0) < 0.8 * before
+
+
 @reproduces("With `merging.median` or a vote, a class is never learned")
 def test_median_leaves_out_what_one_knows() -> None:
     rows, weights = [ops.convert_to_tensor([[0.0], [0.0], [9.0]])], ops.ones(3)
