@@ -14,7 +14,7 @@ from companion.oracle import GradientOracle
 
 _BASIS = 24  # vectors that are kept at most
 _KEPT = 3  # of them, when there are as many
-_ASYMMETRY = 0.05  # of the largest eigenvalue; half precision stays below a fifth of it
+_ASYMMETRY = 0.02  # of the largest eigenvalue; half precision stays below a tenth of it
 _PATIENCE = 3  # estimates of the error in a row: one may be small while a larger eigenvalue is still hidden
 
 
@@ -149,8 +149,8 @@ def _largest(ask: Any, size: int, tolerance: float, most: int) -> float:
         if (apart := float(np.abs(projected - projected.T).max())) > _ASYMMETRY * np.abs(values).max():
             raise ValueError(
                 "The Hessian is not symmetric, so second derivatives are missing: TensorFlow has none for bilinear "
-                '`UpSampling2D` and `Resizing` (for `interpolation="nearest"` it has) and for fake quantization, and '
-                "`stop_gradient` and custom gradients cut them off. Received: products that should be equal, and are "
+                '`UpSampling2D` and `Resizing` (for `interpolation="nearest"` it has) and for fake quantization, and a '
+                "custom gradient may have none. Received: products that should be equal, and are "
                 f"{apart:.2g} apart, where the largest eigenvalue would be {values[-1]:.2g}"
             )
         value, top = float(values[-1]), turns[:, -1]
