@@ -26,7 +26,6 @@ from companion.denominators import activity_as_mean, compiled_loss, loss_shares,
 from companion.gradients import along, coalesce, kind_of, scaled, widened
 from companion.merging import weighted_mean
 from companion.questions import (
-    BoundError,
     Recorder,
     build,
     check_question,
@@ -36,7 +35,6 @@ from companion.questions import (
     loss_tracker,
     merged_by_rule,
     refuse_overwritten,
-    refuse_traced,
 )
 from companion.replicas import all_reduce, replicas_of
 
@@ -131,6 +129,7 @@ class GradientOracle:
         self._moving, self._start, self._added, self._outputs = list[Any](), list[Any](), list[Any](), None
         self._shares, self._are_sums, self._adds_losses = list[Any](), list[bool](), False
         self._is_prepared, self._asked, self._reports, self._training = False, False, training, training
+        self._scope = Recorder([], [])  # of the last question
         #: A function of a part's gradients and its number of examples, called in the first question; and the sum of it.
         self.listener, self.heard, self._direction = None, None, None  # type: Any, Any, Any
 
@@ -163,8 +162,8 @@ class GradientOracle:
         ask = functools.partial(sum_over_parts, self._examples, self.micro_batches, None if is_first else self._start)
         try:
             sums, rows, carried = ask(functools.partial(self._part, points, is_first))
-        except BoundError:
-            if values is not None:
+        except Exception:
+            if values is not None or not self._scope.is_bound:
                 raise
             sums, rows, carried = ask(functools.partial(self._part, [], is_first))
         shapes = [tf.shape(point) for point, kind in zip(points, self._kinds, strict=True) if kind == "sparse"]
@@ -376,7 +375,9 @@ class GradientOracle:
                 second.watch(points)
             with tf.GradientTape() as tape:
                 tape.watch(points)
-                with Recorder([*standing, *zip(self._moving, carried or [], strict=False)], variables) as scope:
+                known = [*standing, *zip(self._moving, carried or [], strict=False)]
+                with (scope := Recorder(known, variables)):
+                    self._scope = scope
                     losses, outputs = self._losses(batch, share)
                     scaled_loss = self._scale(losses[0])
             with scope:  # where `keras.remat` calculates again, it reads and assigns as it did the first time
@@ -385,7 +386,7 @@ class GradientOracle:
                     logs = self._report_part(batch, outputs, losses[0], share)
             unscale = 1 / self._scale(1.0)
             gradients = [scaled(widened(gradient, self._joins), unscale) for gradient in found[: len(points)]]
-            refuse_traced(variables, found[len(points) :])
+            scope.refuse_traced(found[len(points) :])
             bend = along(gradients, self._direction) if second else None
         if second:
             found = second.gradient(bend, points, unconnected_gradients="zero")

@@ -18,18 +18,8 @@ from companion.gradients import all_finite
 from companion.merging import weighted_mean
 from companion.replicas import gather, replicas_of
 
+_WATCHER = "variable_watcher"  # in TensorFlow 2.21's `custom_gradient` while it calls; test_parts.py notices if it goes
 _PLAIN = "train in one part with an optimizer that asks once, and without `check_finite`"  # as Keras itself does
-
-
-class BoundError(ValueError):
-    """A question is about trainable variables themselves, and not about the values that stand for them.
-
-    Args:
-        words: the message.
-    """
-
-    def __init__(self, words: str) -> None:
-        super().__init__(words)
 
 
 class Recorder(keras.StatelessScope):
@@ -38,12 +28,17 @@ class Recorder(keras.StatelessScope):
     Args:
         known: pairs of a variable and its value.
         trained: the trainable variables; those that are not known are what they are.
+
+    Attributes:
+        assigned: the variables that were assigned, by their ids.
+        is_bound: whether an error was about what knows variables themselves only, and no values that stand for them.
+            AutoGraph and Keras raise the error anew, so that its class cannot say it.
     """
 
     def __init__(self, known: list[Any], trained: list[Any]) -> None:
         super().__init__(known, collect_losses=True)
-        self.assigned: dict[int, Any] = {}
-        self._trained = {id(variable): variable.value for variable in trained}
+        self.assigned, self.is_bound = dict[int, Any](), False
+        self._variables, self._trained = trained, {id(variable): variable.value for variable in trained}
 
     def __enter__(self) -> Any:
         self._graph = _graph()
@@ -56,14 +51,41 @@ class Recorder(keras.StatelessScope):
             return itself
         is_inside = _graph() is not self._graph
         if is_inside and type(_graph()).__name__ == "FuncGraph":
-            raise (ValueError if itself is None else BoundError)(
+            self.is_bound = itself is not None
+            raise ValueError(
                 "A `tf.function` inside the model or the loss reads a variable. It would keep the value that the "
                 "variable has in one question for all others: leave `tf.function` out, which `fit` does not need, or "
                 f"{_PLAIN}. Received: variable={variable.path!r}"
             )
-        if itself is not None and not is_inside:  # in a loop, what is only read has a gradient of zeros
+        if itself is not None and not is_inside:
             tf.convert_to_tensor(itself)  # read, so that a custom gradient over it shows itself by one
+        elif itself is not None and _is_in_custom_gradient():  # in a loop, what is only read has a gradient of zeros
+            self.refuse_bound([variable])
         return value
+
+    def refuse_traced(self, gradients: list[Any]) -> None:
+        """Raises where a question is about variables, which custom gradients know, and functions traced before.
+
+        Args:
+            gradients: the gradients for the trained variables, none or ``None`` where all is well.
+        """
+        found = zip(self._variables, gradients, strict=False)
+        self.refuse_bound([variable for variable, gradient in found if gradient is not None])
+
+    def refuse_bound(self, variables: list[Any]) -> None:
+        """Raises if there are variables that the question cannot replace by values.
+
+        Args:
+            variables: the variables.
+        """
+        if variables:
+            self.is_bound = True
+            raise ValueError(
+                "A `tf.function` inside the model or the loss was traced before, or a custom gradient (`keras.remat`, "
+                "`tf.recompute_grad`, `tf.custom_gradient`) is over variables: both know variables only, and questions "
+                "cannot be asked elsewhere. Leave it out, or train with an optimizer that asks once. Received: "
+                f"{', '.join(variable.path for variable in variables)}"
+            )
 
     def add_update(self, update: tuple[Any, Any]) -> None:
         """Notes an assignment, which Keras sends here instead of to the variable."""
@@ -96,6 +118,14 @@ class Recorder(keras.StatelessScope):
 
 def _graph() -> Any:
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _is_in_custom_gradient() -> bool:
+    """Whether a function with a custom gradient is being called, which then asks for that of the variables it reads."""
+    frame, file = inspect.currentframe(), tf.custom_gradient.__code__.co_filename
+    while frame and not (frame.f_code.co_filename == file and _WATCHER in frame.f_locals):
+        frame = frame.f_back
+    return frame is not None
 
 
 class Questions:
@@ -288,23 +318,6 @@ def fitting_values(model: keras.Model, values: Any) -> list[Any]:
         tensor if tensor.dtype.is_floating else tf.cast(tensor, variable.dtype)
         for tensor, variable in zip(tensors, variables, strict=True)
     ]
-
-
-def refuse_traced(variables: list[Any], gradients: list[Any]) -> None:
-    """Raises where a question is about variables, which custom gradients know, and functions that were traced before.
-
-    Args:
-        variables: the model's.
-        gradients: the gradients for them, none or ``None`` where all is well.
-    """
-    names = [variable.path for variable, found in zip(variables, gradients, strict=False) if found is not None]
-    if names:
-        raise BoundError(
-            "A `tf.function` inside the model or the loss was traced before, or a custom gradient (`keras.remat`, "
-            "`tf.recompute_grad`, `tf.custom_gradient`) is over variables: both know variables only, and questions "
-            "cannot be asked elsewhere. Leave it out, or train with an optimizer that asks once. Received: "
-            f"{', '.join(names)}"
-        )
 
 
 def merged_by_rule(rule: Callable[..., Any], weight: Any, tensors: list[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import ops
 from keras.src.losses.losses import LossFunctionWrapper
 
-from companion import GradientAccumulation, GradientOracle, inject
+from companion import GradientAccumulation, GradientOracle, Heun, inject
 from companion.denominators import mixes_examples
 from tests.kit.models import CASES, SGD
 
@@ -336,6 +336,55 @@ def test_weight_fn_sum_says_that_a_loss_is_a_sum() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-5)
     with pytest.raises(ValueError, match=r"One number cannot weigh.*weight_fn='sum'"):
         _ = GradientOracle(linear(total), (x, y), 4, "sum").denominator
+
+
+# What knows variables only
+
+
+class CustomInALoop(L.Layer):
+    """A gradient of one's own over a weight, in a loop."""
+
+    def build(self, shape: Any) -> None:
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]))
+
+    def call(self, inputs: Any) -> Any:
+        @tf.custom_gradient
+        def step(x: Any) -> Any:
+            kernel = tf.convert_to_tensor(self.kernel)
+
+            def gradient(upstream: Any, variables: Any = None) -> Any:
+                found = upstream @ tf.transpose(kernel)
+                return (found, [tf.transpose(x) @ upstream]) if variables else found
+
+            return x @ kernel, gradient
+
+        return ops.while_loop(lambda i, x: i < 2, lambda i, x: (i + 1, step(x)), (0, inputs), maximum_iterations=2)[1]
+
+
+class Mapped(CustomInALoop):
+    """Eagerly, rows are mapped by a function of TensorFlow, which raises errors anew, of its own class."""
+
+    def call(self, inputs: Any) -> Any:
+        return tf.vectorized_map(lambda row: tf.linalg.matvec(self.kernel.value, row), inputs)
+
+
+@pytest.mark.parametrize(("layer", "graph"), [(CustomInALoop, True), (Mapped, False)])
+def test_what_knows_variables_only_trains_in_parts_and_is_not_asked_elsewhere(layer: Any, graph: bool) -> None:
+    batch = tf.constant(numbers(6, 4)), tf.constant(numbers(6, 1, seed=1))
+
+    def step(optimizer: Any, prepare: Callable[[Any], Any]) -> Any:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), layer(), L.Dense(1)])
+        model.compile(optimizer, "mse")
+        prepare(model)
+        (in_a_graph(model, batch) if graph else lambda: model.train_step(batch))()
+        return model.get_weights()
+
+    right, found = step(SGD(0.1), lambda model: model), step(SGD(0.1), lambda model: inject(model, 3))
+    for one, other in zip(found, right, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"train (in one part )?with an optimizer that asks once"):
+        step(Heun(0.1), inject)
 
 
 # Control flow
