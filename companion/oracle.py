@@ -113,12 +113,12 @@ class GradientOracle:
         # What is merged with the weights of the whole adds up; any other rule wants the gradient of each share alone.
         self._totals = all_reduce if merge is weighted_mean else list
         self._weight_fn, self._loss = weight_fn, loss  # type: Any, Any
-        has_own_loss = is_own(model, "compute_loss")
-        self._takes_loss_as_it_is = weight_fn is not None or loss is not None or has_own_loss
+        self._has_own_loss = loss is not None or is_own(model, "compute_loss")
+        self._takes_loss_as_it_is = weight_fn is not None or self._has_own_loss
         self._batch = unpacked(data)
         if self.micro_batches > 1:
             self._batch = divisible(self._batch)
-        takes_targets = not has_own_loss and loss is None and any(each is not None for each in tree.flatten(model.loss))
+        takes_targets = not self._has_own_loss and any(each is not None for each in tree.flatten(model.loss))
         if self._batch[1] is None and takes_targets:
             raise ValueError("`data` must hold targets, because the model was compiled with a loss. Received: y=None")
         self._examples = examples(self._batch[0])
@@ -300,10 +300,7 @@ class GradientOracle:
         if not self.is_whole:
             refuse_overwritten(self.model)
         if not self.is_whole and self._loss is None:
-            if self._takes_loss_as_it_is:
-                self._shares = loss_shares(compiled_loss(self.model), self.micro_batches, self.is_whole)
-            else:
-                self._measure()
+            self._measure()
         if callable(self._weight_fn) and not self.is_whole:
 
             def weigh(begin: Any, size: Any, state: Any) -> Any:
@@ -313,8 +310,10 @@ class GradientOracle:
         self._is_prepared = True
 
     def _measure(self) -> None:
-        """Lets each loss say what it divides by on the whole batch."""
+        """Lets each loss say what it divides by on the whole batch, as far as it is asked."""
         self._shares = loss_shares(compiled_loss(self.model), self.micro_batches, self.is_whole)
+        if self._has_own_loss:
+            return
         n, size, look = self._examples, self._examples, self._look if tf.executing_eagerly() else self._look_only
         if not tf.executing_eagerly() or self.micro_batches == 1:
             denominators = look(self._batch)
@@ -340,7 +339,7 @@ class GradientOracle:
             self._adds_losses, rows = bool(scope.losses), examples(x)
             known = (None, rows if isinstance(rows, int) else None)
             self._are_sums = [len(loss.shape) > 0 and loss.shape[0] in known for loss in self.model.losses]
-            if self._shares:
+            if self._shares and self._weight_fn is None:
                 with standing_in(compiled, [share.measure for share in self._shares]):
                     compiled(y, outputs, sample_weight)
         found = [*(share.denominator for share in self._shares), *(share.rows for share in self._shares)]
@@ -412,26 +411,27 @@ class GradientOracle:
         else:
             with contextlib.nullcontext() if self.is_whole else activity_as_mean(model, share):
                 outputs = in_mode(self._training, model.call, model)(x)
-        if self.is_whole or self._takes_loss_as_it_is:
+        if self.is_whole or self._has_own_loss:
             with standing_in(compiled, [] if self.is_whole else self._shares):
                 if self._loss is None:
                     total = in_mode(self._training, *[model.compute_loss] * 2)(x, y, outputs, sample_weight)
             if self.is_whole:
                 return [total], outputs
-            weight = 1 if self._weight_fn == "sum" else share
-            if callable(self._weight_fn):
-                weight = tf.math.divide_no_nan(self._weigh(x, y, sample_weight), self._weight)
+            terms, added = [total], [tf.zeros((), share.dtype)]
         else:
             with standing_in(compiled, self._shares):
                 terms = [] if compiled is None else [compiled(y, outputs, sample_weight)]
             terms = [term for term in terms if term is not None]
-            for loss, is_sum in zip(model.losses, self._are_sums, strict=True):
-                terms.append(ops.sum(ops.cast(loss, share.dtype)) * (1 if is_sum else share))
-            if not terms:
+            sums = [ops.sum(ops.cast(loss, share.dtype)) for loss in model.losses]
+            added = [each * (1 if is_sum else share) for each, is_sum in zip(sums, self._are_sums, strict=True)]
+            if not terms + added:
                 raise ValueError("The model has no loss: pass `loss` to `compile`, or call `add_loss` in a layer.")
-            total, weight = sum(terms), 1
-        losses = [total, *(each.value for each in self._shares if each.value is not None)]
-        return [ops.sum(tf.cast(loss, share.dtype)) * tf.cast(weight, share.dtype) for loss in losses], outputs
+        weight = share if self._loss is not None and self._weight_fn is None else tf.ones((), share.dtype)
+        if callable(self._weight_fn):
+            weight = tf.math.divide_no_nan(self._weigh(x, y, sample_weight), self._weight)
+        told = [each.value for each in self._shares if each.value is not None]
+        terms, told = ([ops.sum(tf.cast(one, share.dtype)) * weight for one in some] for some in (terms, told))
+        return [sum([*terms, *added]), *told], outputs
 
     def _report_part(self, batch: Any, outputs: Any, loss: Any, share: Any) -> list[Any]:
         """Reports a part to the metrics; returns what ``compute_metrics`` said, if it is one's own."""

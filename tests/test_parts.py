@@ -338,6 +338,31 @@ def test_weight_fn_sum_says_that_a_loss_is_a_sum() -> None:
         _ = GradientOracle(linear(total), (x, y), 4, "sum").denominator
 
 
+class Asymmetric(keras.losses.Loss):
+    """Says itself what it divides by."""
+
+    def __call__(self, targets: Any, outputs: Any, sample_weight: Any = None) -> Any:
+        each = ops.mean((targets - outputs) ** 2, -1)
+        return ops.sum(each) if self.reduction == "sum" else ops.mean(each)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("weight_fn", ["sum", lambda x, y, w: tf.shape(x)[0]], ids=["sum", "rows"])
+def test_what_layers_add_is_divided_as_ever_where_a_weight_fn_divides_the_loss(weight_fn: Any, graph: bool) -> None:
+    def step(**options: Any) -> Any:
+        keras.utils.set_random_seed(0)
+        added = [Adds(lambda t: ops.mean(t**2)), Adds(lambda t: ops.mean(t**2, -1))]
+        model = keras.Sequential([keras.Input((4,)), L.Dense(3, kernel_regularizer="l2"), *added, L.Dense(1)])
+        model.compile(SGD(0.1), Asymmetric(reduction="sum" if weight_fn == "sum" else "mean"))
+        inject(model, **options)
+        batch = tf.constant(numbers(7, 4)), tf.constant(numbers(7, 1, seed=1))
+        logs = in_a_graph(model, batch)() if graph else model.train_step(batch)
+        return [float(logs["loss"]), *model.get_weights()]
+
+    for one, other in zip(step(micro_batches=3, weight_fn=weight_fn), step(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 # What knows variables only
 
 
