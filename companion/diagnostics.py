@@ -262,6 +262,8 @@ class Listener:
         self._broken.assign(tf.where(is_whole & ~is_fine, found, self._broken))
         goes_on = is_whole & is_fine
         oracle.take_back(unless=goes_on)
+        for variable, value in oracle.kept:
+            variable.assign(tf.where(goes_on, variable, value))
 
         def choose(strategy: Any, *args: Any) -> None:
             each = strategy.extended.call_for_each_replica

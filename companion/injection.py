@@ -349,6 +349,9 @@ def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> 
             if not optimizer.built:  # or questions would be asked at another loss scale than the answer is applied with
                 optimizer.build(oracle.model.trainable_variables)
             asks_itself = injected and oracle.model.trainable_variables
+            if asks_itself and listener and listener.checks:  # what `direction` may assign
+                own = keras.optimizers.Optimizer.variables.fget(injected[0])
+                oracle.kept = [(variable, tf.identity(variable)) for variable in own]
             found = direction_of(injected[0], oracle, injected[0] is not optimizer) if asks_itself else oracle()
             gradients = [scaled(answer, optimizer.scale_loss(1.0)) for answer in found]
             answers = injected[0]._questions.answers[0] if asks_itself else found

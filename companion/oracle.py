@@ -129,7 +129,8 @@ class GradientOracle:
         self._moving, self._start, self._added, self._outputs = list[Any](), list[Any](), list[Any](), None
         self._shares, self._are_sums, self._adds_losses = list[Any](), list[bool](), False
         self._is_prepared, self._asked, self._reports, self._training = False, False, training, training
-        self._scope = Recorder([], [])  # of the last question
+        #: Pairs of a variable and its value, which whoever asks may put back; and the scope of the last question.
+        self.kept, self._scope = list[Any](), Recorder([], [])
         #: A function of a part's gradients and its number of examples, called in the first question; and the sum of it.
         self.listener, self.heard, self._direction = None, None, None  # type: Any, Any, Any
 

@@ -406,6 +406,17 @@ def test_the_layer_and_the_update_are_named_and_nothing_moves(mode: dict[str, An
     assert int(model.optimizer.iterations) == 3
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_step_that_is_refused_leaves_no_trace_in_an_optimizer_that_adapts(steps: int) -> None:
+    optimizer = RK23(0.02)
+    model = inject(network(optimizer), check_finite=True)
+    model.compile(optimizer, model.loss, jit_compile=False, steps_per_execution=steps)
+    before = [variable.numpy() for variable in optimizer.variables]
+    with pytest.raises(ValueError, match="was infinite or NaN at update 1"):
+        model.fit(X * np.nan, CLASSES, 20, verbose=0)
+    np.testing.assert_array_equal([variable.numpy() for variable in optimizer.variables[: len(before)]], before)
+
+
 def test_a_loss_that_is_not_finite_is_said() -> None:
     model = inject(network(), 2, check_finite=True)
     with pytest.raises(ValueError, match="So was every other, and the loss was not finite either"):
