@@ -300,6 +300,13 @@ class Listening:
     diagnostics: tuple[str, ...] = ()
     check_finite: bool = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses a class whose training step would be that of ``keras.Model``, and nothing heard or divided."""
+        super().__init_subclass__(**kwargs)
+        if getattr(cls, "train_step", None) is keras.Model.train_step:
+            names = ", ".join(base.__name__ for base in cls.__bases__)
+            raise TypeError(f"{cls.__name__} must name InjectedModel first among its bases. Received: {names}")
+
     def get_metrics_result(self) -> dict[str, Any]:
         """What ``fit`` shows."""
         inherited, listener = super().get_metrics_result, listener_of(self)  # type: ignore[misc]

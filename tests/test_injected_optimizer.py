@@ -378,6 +378,11 @@ def test_a_model_injected_at_class_level_survives(tmp_path: pathlib.Path) -> Non
         assert_close(arrays(fitted(again)), numpy_epochs("heun", epochs=2))
 
 
+def test_a_class_that_names_the_mixin_last_would_train_as_keras_does_and_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Late must name InjectedModel first .*Received: Sequential, InjectedModel"):
+        type("Late", (keras.Sequential, companion.InjectedModel), {"micro_batches": 2})
+
+
 def test_ejected_it_refuses_and_injected_again_it_trains() -> None:
     model = prepared(Heun(0.25), run_eagerly=True)
     assert eject(model) is model
