@@ -123,11 +123,10 @@ def steps_to(level: float, batch: int, rate: float, seed: int) -> float:
     return np.inf
 
 
-@pytest.mark.parametrize("place", [2, 4])
-def test_steps_that_a_batch_needs_are_numpys(place: int) -> None:
+@pytest.mark.parametrize(("place", "rate"), [(3, 0.4), (6, 0.5)])
+def test_steps_that_a_batch_needs_are_numpys(place: int, rate: float) -> None:
     sizes, needed = line(figure_data(CHAPTER)[3][0], "steps needed")
-    means = [np.mean([steps_to(0.4, int(sizes[place]), rate, seed) for seed in (0, 1)]) for rate in (0.4, 0.6)]
-    assert needed[place] == min(means)
+    assert needed[place] == pytest.approx(np.mean([steps_to(0.4, int(sizes[place]), rate, seed) for seed in range(6)]))
 
 
 def test_every_run_is_drawn_in_both_figures() -> None:
@@ -139,9 +138,7 @@ def test_every_run_is_drawn_in_both_figures() -> None:
 # ---- sentences ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.claim(
-    "Eight of the ten begin at a loss that differs by less than an eighth from the healthy run's.", chapter="18"
-)
+@pytest.mark.claim("Eight of the ten begin near the healthy run's loss.", chapter="18")
 @pytest.mark.claim(
     "Seven of the ten end close to $\\ln 10$, 2.3, the loss of a network that knows nothing.", chapter="18"
 )
@@ -163,7 +160,7 @@ def test_how_far_steps_go() -> None:
     assert decay[-1] > 5 * drawn(1, 1, "healthy").max()
 
 
-@pytest.mark.claim("the cell above needs fewer than ten.", chapter="18")
+@pytest.mark.claim("The first cell of this page needs fewer than ten products.", chapter="18")
 @pytest.mark.parametrize("products", [9, wrong(3, why="it has to look for the direction")])
 def test_how_many_products_sharpness_asks_for(products: int) -> None:
     keras.utils.set_random_seed(1)
@@ -203,8 +200,7 @@ def test_gradients_vanish_layer_by_layer() -> None:
 
 
 @pytest.mark.claim(
-    "Over an epoch of random batches the dial is within a few percent of the exact trace over the exact squared "
-    "gradient.",
+    "Over an epoch of random batches the dial is within a few percent of the exact noise over the exact signal.",
     chapter="18",
 )
 def test_the_noise_scale_is_the_exact_one() -> None:
@@ -225,17 +221,66 @@ def test_the_noise_scale_is_the_exact_one() -> None:
 
 
 @pytest.mark.claim(
-    "From an eighth of the noise scale to a half of it the steps fall to about a half; from a half to twice the noise "
-    "scale, by less than a fifth.",
+    "Up to half the noise scale each doubling saves about a quarter of the steps; beyond the noise scale, less than a "
+    "tenth.",
     chapter="18",
 )
+@pytest.mark.claim(
+    "at an eighth of the noise scale it expects more than three times the steps that were needed.", chapter="18"
+)
+@pytest.mark.claim("(It would fit with a fifth of our noise scale.)", chapter="18")
 def test_where_doubling_stops_paying() -> None:
     sizes, needed = line(figure_data(CHAPTER)[3][0], "steps needed")
-    np.testing.assert_allclose(sizes / sizes[2], [1 / 8, 1 / 2, 1, 2, 8], rtol=0.02)
-    assert sizes[2] == round(np.mean(drawn(1, 2, "healthy")))
-    assert needed[1] == pytest.approx(needed[0] / 2, rel=0.1)
-    assert needed[3] > 0.8 * needed[1]
+    np.testing.assert_allclose(sizes / sizes[3], [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], rtol=0.02)
+    assert sizes[3] == round(np.mean(drawn(1, 2, "healthy")))
+    saved = 1 - needed[1:] / needed[:-1]
+    assert (abs(saved[:2] - 0.25) < 0.05).all()
+    assert (saved[3:] < 0.1).all()
     assert (np.diff(sizes * needed) > 0).all()  # in examples, the smallest is the cheapest
+
+    def theory(scale: float) -> np.ndarray:
+        return needed[-1] * (1 + scale / sizes) / (1 + scale / sizes[-1])
+
+    assert theory(sizes[3])[0] > 3 * needed[0]
+    np.testing.assert_allclose(theory(sizes[3] / 5), needed, rtol=0.08)
+    at, dashed = line(figure_data(CHAPTER)[3][0], "theory")
+    assert dashed[0] == pytest.approx(needed[-1] * (1 + sizes[3] / at[0]) / (1 + sizes[3] / sizes[-1]), rel=1e-4)
+
+
+def first_line(name: str) -> int | None:
+    """The line of the chapter's list that fits a run first; 5 is what its layers have to say."""
+    norm, ratio, scale, steep = (drawn(1, axes, name) for axes in range(4))
+    if np.isnan(norm).all():  # zero, which a logarithmic axis leaves out
+        return 1
+    if steep.max() > 2:
+        return 2
+    if ratio.max() >= 0.1 or ratio.max() < 1e-4:
+        return 3
+    if scale.max() <= 6:
+        return 4
+    return None
+
+
+@pytest.mark.claim("The list finds all ten.", chapter="18")
+def test_the_list_finds_every_disease() -> None:
+    lines = {name: first_line(name) for name in RUNS}
+    said = {"float16 underflow": 1, "rate too high": 2, "exploding gradients": 2, "rate too low": 3}
+    said |= {"decay too strong": 3, "not shuffled": 4}
+    assert lines == dict.fromkeys(RUNS) | said
+    norms = line(figure_data(CHAPTER)[2][0], "vanishing gradients")[1]
+    assert norms[1] < norms[0] / 3  # line 5, as are the zeros and the missing layers that the chapter prints
+    printed = "".join(out.get("text", "") for cell in notebook(CHAPTER).cells for out in cell.get("outputs", []))
+    assert "dead ReLUs: top 0.1, hidden_2 0, hidden_1 0" in printed
+    assert re.search(r"frozen by mistake: top 0\.\d\n", printed)
+    labels = drawn(1, 2, "wrong labels")
+    assert labels.min() > 5 * 64  # line 6
+    assert drawn(0, 0, "wrong labels")[-1] > 0.9 * drawn(0, 0, "wrong labels")[0]
+    table = next(out["data"]["text/plain"] for cell in notebook(CHAPTER).cells for out in cell.get("outputs", [])
+                 if "not shuffled (4)" in out.get("data", {}).get("text/plain", ""))  # fmt: skip
+    numbers = {name: re.search(rf"^{name} \((\d)\)", table, re.MULTILINE) for name in RUNS[1:]}
+    found = {name: int(match[1]) for name, match in numbers.items() if match}
+    five = dict.fromkeys(("dead ReLUs", "vanishing gradients", "frozen by mistake"), 5)
+    assert found == said | five | {"wrong labels": 6}
 
 
 @pytest.mark.claim(

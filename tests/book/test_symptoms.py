@@ -480,7 +480,7 @@ def test_wrong_labels_contradict_each_other() -> None:
     assert found > 5 * right
 
 
-@reproduces("The noise scale is far below the batch size, in every epoch")
+@reproduces("The noise scale is only a few examples, in every epoch")
 def test_parts_of_a_sorted_batch_are_alike() -> None:
     kinds = np.repeat(np.arange(10.0), 32)[:, None] - 4.5  # a batch of each
     x = np.tanh(kinds * [[1.0, -0.5, 0.3, 0.2]])
