@@ -57,7 +57,7 @@ def last_steps() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "Lion", "Muon"])
 def test_steps_entry_by_entry_and_direction_by_direction(name: str) -> None:
-    entries, directions = figure_data(CHAPTER)[0]
+    entries, directions = figure_data(CHAPTER)[1]
     step, size = last_steps()[name], np.abs(answers()[-1]).ravel()
     values = np.linalg.svd(step, compute_uv=False)
     _, drawn = line(directions, name)
@@ -101,17 +101,44 @@ def path(warmup: int = 0, alike: bool = False) -> tuple[np.ndarray, np.ndarray]:
     return np.array(points), np.array(averages)
 
 
+def test_what_each_rule_makes_of_a_circle() -> None:
+    """The half-axes that are drawn, from the gradient by hand: an ellipse, a line, and nearly a circle."""
+    small = np.array([[2.0, 1.0], [1.0, 0.6]])
+    expected = {"SGD": small, "Lion, Adam": np.ones((2, 2)), "Muon": newton_schulz(small)}
+    for axes, (name, step) in zip(figure_data(CHAPTER)[0], expected.items(), strict=True):
+        half = np.linalg.svd(step, compute_uv=False)
+        lengths = np.hypot(*line(axes, name))
+        assert lengths.max() == pytest.approx(1, abs=0.01)
+        assert lengths.min() == pytest.approx(half[1] / half[0], abs=0.02)
+
+
+def test_three_points() -> None:
+    (axes,) = figure_data(CHAPTER)[2]
+    z, x = (np.transpose(line(axes, name)) for name in ("z", "x"))
+    np.testing.assert_allclose(x[-1], z[1:].mean(0), atol=1e-4)
+    last = {name: np.ravel(line(axes, f"last {name}")) for name in ("z", "x", "θ")}
+    np.testing.assert_allclose(last["θ"], 0.1 * last["z"] + 0.9 * last["x"], atol=1e-4)
+    assert np.linalg.norm(np.diff(x[7:], axis=0)) < 0.3 * np.linalg.norm(np.diff(z[7:], axis=0))
+
+
 def test_distances_from_the_paper() -> None:
-    (axes,) = figure_data(CHAPTER)[1]
-    found = {entry["label"]: np.array(entry["y"]) for entry in axes["lines"]}
-    assert 0.01 < found["as in Keras 3.15.1"][9] < found["as in Keras 3.15.1"].max() < 0.5
-    assert found["one line mended"].max() < 1e-4
-    assert found["companion.ScheduleFreeAdamW"].max() < 1e-4
+    (table,) = (
+        out["data"]["text/plain"]
+        for cell in notebook(CHAPTER).cells
+        for out in cell.get("outputs", [])
+        if "at update 10" in out.get("data", {}).get("text/plain", "")
+    )
+    found = [[float(number) for number in row.split()[-2:]] for row in table.splitlines()[1:]]
+    off, start = np.abs(run(shown_class("AsInKeras")(0.1)) - path()[0]).max(1), np.random.default_rng(0).normal(size=20)
+    moved = np.abs(path()[0] - start).max(1)
+    for row, values in zip((found[0], found[3]), (off, moved), strict=True):
+        assert row == [pytest.approx(values[9], abs=1e-3), pytest.approx(values.max(), abs=3e-3)]
+    assert found[1] == found[2] == [0, 0]
 
 
 @pytest.mark.parametrize(("panel", "warmup"), [(0, 0), (1, 100)])
 def test_losses_at_each_point(panel: int, warmup: int) -> None:
-    axes, curvatures = figure_data(CHAPTER)[2][panel], np.geomspace(1, 10, 20)
+    axes, curvatures = figure_data(CHAPTER)[3][panel], np.geomspace(1, 10, 20)
     expected = dict(zip(("theta", "x"), path(warmup), strict=True)) | {"x, all alike": path(warmup, alike=True)[1]}
     for name, points in expected.items():
         np.testing.assert_allclose(line(axes, name)[1], points**2 @ curvatures / 2, rtol=1e-3)
