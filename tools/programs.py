@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
+_BLOCK = "((?:(?!```).)*)```"
 _PROGRAM = re.compile(
-    r"```python\n(.*?)```\n\n(?:```bash\n(.*?)```\n\n)?(?:</details>\n\n)?```text\n(.*?)```", re.DOTALL
+    rf"```python\n{_BLOCK}\n\n(?:```bash\n{_BLOCK}\n\n)?(?:</details>\n\n)?```text\n{_BLOCK}", re.DOTALL
 )
 
 

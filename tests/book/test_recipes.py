@@ -33,7 +33,7 @@ def test_recipe_prints_what_the_page_shows(recipe: object, printed: dict[str, st
 
 def test_recipes_are_many_and_short() -> None:
     text = PAGE.read_text()
-    questions = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    questions = re.findall(r"^### (.*)$", text, re.MULTILINE)
     assert len(questions) >= 16
     assert all(question.startswith("How do I ") and question.endswith("?") for question in questions)
     assert len(RECIPES) == len(questions) - 1  # the job of Slurm has a test of its own
