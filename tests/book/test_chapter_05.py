@@ -13,7 +13,7 @@ from keras import ops
 
 import companion
 from companion import datasets, legacy
-from tests.book.reading import figure_data, line
+from tests.book.reading import figure_data, line, notebook
 from tests.kit.soft_batch import drawn_and_true_edges, record, recorded, upstream, writes
 
 GRADIENTS = [10**k for k in range(9)]
@@ -211,12 +211,26 @@ def test_grids_of_used_gradients() -> None:
     # The path in the figure is the most frequent one of the record: θ ← θ − (h / N) (g of now + g of before).
     weights = np.cumsum(GRADIENTS) + np.cumsum([0, *GRADIENTS[:-1]])
     assert [weight for weight, _ in recorded("published", "ref", 1)["trajectories"][0]] == weights.tolist()
-    late, meant_again = map(points, figure_data("05")[2])
-    assert meant_again == windows
-    assert late == {(gradient, step + 1) for gradient, step in windows if step < 9}
 
 
-@pytest.mark.parametrize(("place", "variant"), [(1, "published"), (3, "masked")])
+def test_table_of_the_ordered_plan() -> None:
+    """Each window comes whole, a step late, and what waits in the sum is what has come since."""
+    (cell,) = (cell for cell in notebook("05").cells if cell.source.startswith("# @title The ordered plan"))
+    shown = [list(map(int, row.split())) for row in cell.outputs[0].data["text/plain"].splitlines()[1:]]
+    late = [0, *MEANT[:-1]]
+    assert [row[1:3] for row in shown] == [list(each) for each in zip(MEANT, late, strict=True)]
+    assert [row[3] for row in shown] == [sum(GRADIENTS[:k]) - late[k - 1] for k in range(1, 10)]
+
+
+def test_picture_of_the_four_ways() -> None:
+    """A line joins write and choice where they stand apart; where the write is inside, a frame is around it."""
+    (axes,) = figure_data("05")[3]
+    frames = {entry["label"]: len(entry["x"]) for entry in axes["lines"]}
+    ways = [choose_between_results, where_of_an_assignment, assign_inside_the_branch, assignment_of_a_where]
+    assert frames == dict(zip((way.__name__ for way in ways), (2, 2, 5, 2), strict=True))
+
+
+@pytest.mark.parametrize(("place", "variant"), [(1, "published"), (2, "masked")])
 def test_drawn_edges_are_those_of_the_graph(place: int, variant: str) -> None:
     (axes,) = figure_data("05")[place]
     drawn, true = drawn_and_true_edges(axes, variant)
