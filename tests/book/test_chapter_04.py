@@ -33,7 +33,7 @@ def milliseconds(name: str) -> list[float]:
 
 @pytest.mark.parametrize("name", ["Embedding, autodiff", "gather, autodiff", "by hand", "by hand, XLA"])
 def test_figure_of_times_is_the_record(name: str) -> None:
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[2]
     sizes, times = line(axes, name)
     np.testing.assert_array_equal(sizes, record()["sizes"])
     np.testing.assert_array_equal(times, milliseconds(name))
@@ -56,9 +56,18 @@ def test_record_says_what_the_text_makes_of_it() -> None:
     assert (stock_xla < 1.15 * by_hand_xla).all()
 
 
+def test_picture_of_a_pair_has_the_rows_that_one_pair_reads() -> None:
+    """Of 26 rows in each table one on the left, and on the right the neighbour and five negatives."""
+    (axes,) = figure_data(CHAPTER)[1]
+    for side, read in (([0, 1.2], 1), ([2.4, 3.6], 6)):
+        rows = [entry for entry in axes["lines"] if entry["x"] == side]
+        assert sorted(entry["y"][0] for entry in rows) == list(range(26))
+        assert sum(entry["label"] != "not read" for entry in rows) == read
+
+
 @pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adagrad"])
 def test_figure_of_first_steps_is_the_square_root(name: str) -> None:
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[0]
     occurrences, steps = line(axes, name)
     np.testing.assert_allclose(steps, np.sqrt(occurrences), rtol=1e-4)
     assert occurrences.max() == 100
