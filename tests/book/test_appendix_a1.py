@@ -77,9 +77,17 @@ def test_table_of_correlations_is_the_record(shown: str, name: str) -> None:
     np.testing.assert_allclose(cell["correlation"][shown], correlations(name), atol=5.1e-4)
 
 
+def test_bars_of_rows_add_up() -> None:
+    """A pair fetches seven rows, and the grid has a row for each centre and a column for each candidate."""
+    (axes,), (grid,) = (figure_data(CHAPTER)[n] for n in (0, 1))
+    pairs = int(np.array(grid["images"][0])[:, :32].sum())
+    widths = [width for width, _ in axes["bars"]]
+    assert widths == [pairs, 22, pairs, 32, 5 * pairs, 16]  # centres, neighbours, random words; by pair, at once
+
+
 def test_figure_of_windows_is_a_band() -> None:
     """In the text ones around each centre, in one piece and as far as five; beside it the noise of that many pairs."""
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[1]
     (image,) = (np.array(values) for values in axes["images"])
     assert image.shape == (22, 48)
     for centre, row in enumerate(image[:, :32], 5):
