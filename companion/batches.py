@@ -39,6 +39,15 @@ def examples(x: Any) -> Any:
     return _rows(first if hasattr(first, "shape") else tf.convert_to_tensor(first))
 
 
+def copied(batch: Any) -> Any:
+    """The same in tensors of their own: a layer that returns its input has Keras hang a mask on it.
+
+    Args:
+        batch: any structure of tensors and ``None``.
+    """
+    return tree.map_structure(lambda leaf: None if leaf is None else tf.identity(leaf), batch)
+
+
 def tensors(batch: Any) -> Any:
     """Arrays as tensors, of Keras's float type if they hold floats, as ``fit`` makes them; SciPy's matrices as sparse.
 

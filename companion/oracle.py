@@ -21,7 +21,7 @@ import keras
 import tensorflow as tf
 from keras import ops, tree
 
-from companion.batches import divisible, examples, part_of, sum_over_parts, unpacked
+from companion.batches import copied, divisible, examples, part_of, sum_over_parts, unpacked
 from companion.denominators import activity_as_mean, compiled_loss, loss_shares, no_common_denominator, standing_in
 from companion.gradients import along, coalesce, kind_of, scaled, widened
 from companion.merging import weighted_mean
@@ -348,7 +348,7 @@ class GradientOracle:
 
     def _look_only(self, batch: Any) -> list[Any]:
         """The same in a graph, where nothing else is computed: no assertion on the shape of a model's outputs."""
-        traced = tf.compat.v1.wrap_function(lambda: self._look(batch), [])
+        traced = tf.compat.v1.wrap_function(lambda: self._look(copied(batch)), [])
         return traced.prune([], traced.outputs)() if traced.outputs else []
 
     def _weigh(self, *batch: Any) -> Any:

@@ -150,6 +150,31 @@ def test_sparse_and_ragged_rows_are_divided_in_a_graph(name: str) -> None:
 # Memory
 
 
+class HidesZeros(L.Layer):
+    """Returns its input as it is, with a mask of its own."""
+
+    def call(self, x: Any) -> Any:
+        return x
+
+    def compute_mask(self, x: Any, mask: Any = None) -> Any:
+        return ops.not_equal(x[..., 0], 0)
+
+
+def test_a_mask_on_the_input_itself_stays_in_its_part() -> None:
+    x, y = numbers(6, 3, 4), numbers(6, 3, 1)
+    x[:2, 1:] = 0
+    ends = []
+    for prepare in (lambda model: None, lambda model: inject(model, micro_batches=3)):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3, 4)), HidesZeros(), L.Dense(1)])
+        model.compile(SGD(0.1), "mse", jit_compile=False)
+        prepare(model)
+        model.fit(x, y, batch_size=6, epochs=2, shuffle=False, verbose=0)
+        ends.append(model.get_weights())
+    for mine, theirs in zip(*ends, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_nothing_runs_the_layers_on_more_than_a_part() -> None:
     seen = []
 
