@@ -200,7 +200,7 @@ def test_gradients_vanish_layer_by_layer() -> None:
 
 
 @pytest.mark.claim(
-    "Over an epoch of random batches the dial is within a few percent of the exact noise over the exact signal.",
+    "Over 300 random batches the dial is within a few percent of the exact noise over the exact signal.",
     chapter="18",
 )
 def test_the_noise_scale_is_the_exact_one() -> None:
@@ -228,7 +228,7 @@ def test_the_noise_scale_is_the_exact_one() -> None:
 @pytest.mark.claim(
     "at an eighth of the noise scale it expects more than three times the steps that were needed.", chapter="18"
 )
-@pytest.mark.claim("(It would fit with a fifth of our noise scale.)", chapter="18")
+@pytest.mark.claim("(With a noise scale five times smaller it would fit.)", chapter="18")
 def test_where_doubling_stops_paying() -> None:
     sizes, needed = line(figure_data(CHAPTER)[3][0], "steps needed")
     np.testing.assert_allclose(sizes / sizes[3], [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], rtol=0.02)

@@ -350,8 +350,8 @@ def possible(variant: str) -> dict[str, int]:
     """By the appendix's own search through the graph, from the memory that the explorer begins with."""
     names: dict[str, Any] = {}
     setup, *others = (cell.source for cell in notebook("a2").cells if cell.cell_type == "code")
-    search = next(source for source in others if "def possible" in source)
-    for source in (setup, search.split("\nVARIANTS = ")[0]):
+    search, backwards = (next(one for one in others if f"def {name}(" in one) for name in ("possible", "ancestors"))
+    for source in (setup, backwards.split("\nNAMES = ")[0], search.split("\nVARIANTS = ")[0]):
         exec(source, names)
     results = names["possible"](variant, 0.0, 111.0, 3, 1000.0)
     return {",".join(f"{value:.0f}".replace("-0", "0") for value in memory): n for memory, n in results.items()}
