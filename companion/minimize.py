@@ -123,8 +123,8 @@ def minimize(
     if options is not None and not isinstance(options, dict):
         raise ValueError(f"`options` must be a dict. Received: options={options!r}")
     scipy_minimize, scipy_result, limits = _scipy()
-    loss = _Loss(model, _batches(x, y, sample_weight, batch_size), micro_batches, max_gradients)
     moves = bool(callbacks)
+    loss = _Loss(model, _batches(x, y, sample_weight, batch_size), micro_batches, max_gradients, moves)
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         parameters = {"verbose": verbose, "epochs": max_gradients, "steps": 1}
         callbacks = keras.callbacks.CallbackList(callbacks, True, verbose != 0, model, **parameters)
@@ -135,7 +135,7 @@ def minimize(
 
     def after_iteration(point: Any, *_: Any) -> None:
         loss.here = here = loss.answer_at(point)
-        if moves:
+        if moves and here.point is not loss.held:
             loss.put(tf.constant(here.point))
         logs.update(loss=here.loss, gradient_norm=float(np.linalg.norm(here.gradient)), gradients=loss.asked)
         loss.open_iteration()
@@ -188,7 +188,7 @@ class _Enough(StopIteration):
 class _Loss:
     """The loss of all data and its gradient, as a function of one vector: all weights, in float64."""
 
-    def __init__(self, model: Any, data: Iterable[Any], micro_batches: int, most: int) -> None:
+    def __init__(self, model: Any, data: Iterable[Any], micro_batches: int, most: int, moves: bool) -> None:
         self.model, self.data, self.micro_batches, self.most = model, data, micro_batches, most
         first, *others = itertools.islice(data, 2)
         self.is_several, self.is_fixed = bool(others), isinstance(data, list) and not others
@@ -196,6 +196,7 @@ class _Loss:
         self.variables = list(model.trainable_variables)
         _check_weights(self.variables)
         self.sizes = [int(np.prod(variable.shape)) for variable in self.variables]
+        self.moves, self.held = moves and self.is_fixed, None  # the point that a question has left in the model
         self.ask: Any = (lambda point: self._question(point, first)[0]) if self.is_fixed else self._question
         self.put: Any = self._put
         if not model.run_eagerly:
@@ -253,10 +254,12 @@ class _Loss:
 
     def _answer(self, point: Any) -> _Answer:
         self.asked += 1
-        found, weights = np.zeros(point.size + 1), 0.0
         if self.is_fixed:
-            found, weights = self.ask(tf.constant(point)).numpy(), 1.0
-        for batch in () if self.is_fixed else self.data:
+            found = self.ask(tf.constant(point)).numpy()
+            self.held = point if self.moves else None
+            return _Answer(point, float(found[0]), found[1:])
+        found, weights = np.zeros(point.size + 1), 0.0
+        for batch in self.data:
             share, weight = self.ask(tf.constant(point), tensors(batch))
             found, weights = found + float(weight) * share.numpy(), weights + float(weight)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -274,7 +277,10 @@ class _Loss:
 
     def _put(self, point: Any) -> None:
         """Puts a point into the model."""
-        for variable, value in zip(self.variables, self._values(point), strict=True):
+        self._assign(self._values(point))
+
+    def _assign(self, values: list[Any]) -> None:
+        for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
 
     def _question(self, point: Any, batch: Any) -> tuple[Any, Any]:
@@ -283,7 +289,8 @@ class _Loss:
             oracle = GradientOracle(self.model, batch, self.micro_batches)
             oracle.defer()
             with Recorder([], []) as scope:  # what the question assigns goes here, and nowhere else
-                loss, answers = oracle.value_and_gradient(self._values(point))
+                values = self._values(point)
+                loss, answers = oracle.value_and_gradient(values)
                 weight = oracle.denominator if self.is_several else tf.ones(())
         except ValueError as error:
             if "`weight_fn`" not in str(error):
@@ -296,6 +303,8 @@ class _Loss:
                 f"micro_batches={self.micro_batches}, {'several batches' if self.is_several else 'one batch'}. {error}"
             ) from error
         _check_state(self.model, scope)
+        if self.moves:  # on the way: at the end of an iteration the last point asked about is nearly always the one
+            self._assign(values)
         if all(answer is None for answer in answers):
             raise ValueError(f"The loss depends on no trainable weight. Received: model={self.model.name!r}")
         flat = [

@@ -272,6 +272,11 @@ class Notes(keras.callbacks.Callback):
         self.told.append("over")
 
 
+def test_callbacks_find_the_accepted_weights_also_where_the_last_question_was_rejected() -> None:
+    history = quietly(network(), method="trust-constr", max_gradients=60, callbacks=[Notes()])
+    assert len(set(history.history["loss"])) < len(history.epoch)
+
+
 def test_an_iteration_is_an_epoch_and_the_history_is_that_of_fit() -> None:
     model, notes = network(), Notes()
     history = quietly(model, tolerance=1e-2, callbacks=[notes])
