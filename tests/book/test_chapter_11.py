@@ -108,7 +108,7 @@ def test_spirals() -> None:
 
 
 def test_map_is_that_of_the_eigenvalues() -> None:
-    axes = figure_data(CHAPTER)[2][0]
+    axes = figure_data(CHAPTER)[3][0]
     (image,) = axes["images"]
     x, y = np.linspace(0, 2, 101), np.linspace(0, 1, 51)
     matrices = [[step_matrix(across**2, 1.0, up**2) for across in x] for up in y]
@@ -178,7 +178,7 @@ class NumpyDigits(Digits):
 
 def test_digits_on_two_clocks() -> None:
     digits = NumpyDigits()
-    above, below = figure_data(CHAPTER)[3]
+    above, below = figure_data(CHAPTER)[2]
     reach = {}
     for beta in (0.0, 0.5, 0.8, 0.9, 0.97):
         updates, found = line(above, f"β = {beta}")
