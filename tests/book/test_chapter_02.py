@@ -419,7 +419,7 @@ def test_where_cannot_hold_back_an_assignment(condition: bool) -> None:
 
 def test_lengths_of_steps_are_the_closed_form() -> None:
     """Under a constant gradient momentum's n-th step is (1 - βⁿ)/(1 - β) times as long as the plain one."""
-    (axes,) = figure_data("02")[0]
+    (axes,) = figure_data("02")[1]
     update, kept = line(axes, "saved")
     np.testing.assert_allclose(kept, (1 - 0.9**update) / (1 - 0.9), rtol=1e-4)
     update, lost = line(axes, "not saved")
@@ -442,7 +442,7 @@ def test_the_translated_class_is_the_formula() -> None:
 
 
 def test_dots_say_who_moves_when() -> None:
-    (axes,) = figure_data("02")[1]
+    (axes,) = figure_data("02")[0]
     moves, rests = ({tuple(point) for point in points} for points in axes["points"])
     learns = [(column, row) for row in (0, 3) for column in range(1, 6)]
     assert moves == {*learns, (0, 2)}
