@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from companion import legacy
 from companion.exercises.answers import entries, first_wrong, not_an_optimizer, number, truth
 
 
@@ -126,28 +125,21 @@ def _right_or_wrong(answer: Any) -> str | None:
 _SIX = [10**k for k in range(6)]
 
 
-def _digits_hint(name: str, found: Any, expected: list[int]) -> str | None:
-    given = entries(found)
+def _predict(digits: Any) -> str | None:
+    expected = line_by_line(_SIX)
+    given = entries(digits)
     if given is None or len(given) != len(expected):
-        return f"{name}: the answer is a list of {len(expected)} whole numbers, -θ after each step."
+        return f"the answer is a list of {len(expected)} whole numbers, -θ after each step."
     if None in (given := [number(value) for value in given]):
-        return f"{name}: each entry is a number, -θ after that step."
+        return "each entry is a number, -θ after that step."
     if given == [-value for value in expected]:
-        return f"{name}: asked is -θ; yours are θ."
-    off = [step for step, (value, right) in enumerate(zip(given, expected, strict=True), start=1) if value != right]
-    return f"{name}: step {off[0]} is the first that is off." if off else None
-
-
-def _predict(ordered: Any, eager: Any) -> str | None:
-    trace = legacy.trace_soft_batch(_SIX, 2, 2.0, "ordered")
-    hint = _digits_hint("the ordered plan", ordered, [round(-step.parameter) for step in trace])
-    if hint:
-        if entries(ordered) == [0, 11, 11, 1111, 1111, 111111]:
-            return "the ordered plan: so it was meant. When is `iterations % 2` zero, and what is in the sum then?"
-        return f"{hint} It asks before it counts, and it uses the sum without the current gradient."
-    hint = _digits_hint("line by line", eager, line_by_line(_SIX))
-    if hint:
-        return f"{hint} Keep a slip of paper with `weight` and `total`, and change them at every `assign`, due or not."
+        return "asked is -θ; yours are θ."
+    for step, (value, right) in enumerate(zip(given, expected, strict=True), start=1):
+        if value != right:
+            return (
+                f"step {step} is the first that is off. Keep a slip of paper with `weight` and `total`, and change "
+                "them at every `assign`, due or not."
+            )
     return None
 
 

@@ -224,13 +224,13 @@ def test_table_of_the_ordered_plan() -> None:
 
 def test_picture_of_the_four_ways() -> None:
     """A line joins write and choice where they stand apart; where the write is inside, a frame is around it."""
-    (axes,) = figure_data("05")[3]
+    (axes,) = figure_data("05")[2]
     frames = {entry["label"]: len(entry["x"]) for entry in axes["lines"]}
     ways = [choose_between_results, where_of_an_assignment, assign_inside_the_branch, assignment_of_a_where]
     assert frames == dict(zip((way.__name__ for way in ways), (2, 2, 5, 2), strict=True))
 
 
-@pytest.mark.parametrize(("place", "variant"), [(1, "published"), (2, "masked")])
+@pytest.mark.parametrize(("place", "variant"), [(1, "published"), (3, "masked")])
 def test_drawn_edges_are_those_of_the_graph(place: int, variant: str) -> None:
     (axes,) = figure_data("05")[place]
     drawn, true = drawn_and_true_edges(axes, variant)

@@ -49,33 +49,31 @@ def test_snippets_do_not_tell_their_answers() -> None:
             assert all(isinstance(float(value), float) for value in snippet(due))
 
 
-ORDERED, EAGER = [0, 0, 11, 11, 1111, 1111], [0, 2, 22, 222, 2222, 22222]
+EAGER = [0, 2, 22, 222, 2222, 22222]
 
 
 @pytest.mark.parametrize(
-    ("ordered", "eager", "hint"),
+    ("answer", "hint"),
     [
-        ([0, 11, 11, 1111, 1111, 111111], EAGER, "so it was meant"),
-        ([0, 0, 11, 11, 1111, 11111], EAGER, "step 6 is the first"),
-        ([1, 1, 111, 111, 11111, 11111], EAGER, "step 1 is the first"),
-        ([-value for value in ORDERED], EAGER, "asked is -θ"),
-        (ORDERED, [0, 1, 11, 111, 1111, 11111], "line by line: step 2 is the first"),
-        (ORDERED, [0, 0, 22, 22, 2222, 2222], "slip of paper"),
-        (ORDERED, ORDERED[:5], "line by line: the answer is a list of 6"),
-        (ORDERED, ["0"] * 6, "each entry is a number"),
-        ([True] * 6, EAGER, "each entry is a number"),
-        *[(answer, EAGER, "the ordered plan: the answer is a list of 6") for answer in NON_ANSWERS],
-        *[(ORDERED, answer, "line by line: the answer is a list of 6") for answer in NON_ANSWERS],
+        ([-value for value in EAGER], "asked is -θ"),
+        ([0, 1, 11, 111, 1111, 11111], "step 2 is the first"),
+        ([0, 0, 22, 22, 2222, 2222], "slip of paper"),
+        ([1, *EAGER[1:]], "step 1 is the first"),
+        ([*EAGER[:5], 0], "step 6 is the first"),
+        (EAGER[:5], "the answer is a list of 6"),
+        (["0"] * 6, "each entry is a number"),
+        ([True] * 6, "each entry is a number"),
+        *[(answer, "the answer is a list of 6") for answer in NON_ANSWERS],
     ],
 )
-def test_predict(ordered, eager, hint) -> None:
-    verdict = exercises.check("05.2", ordered, eager)
+def test_predict(answer, hint) -> None:
+    verdict = exercises.check("05.2", answer)
     assert not verdict.correct
     assert hint in verdict.message
 
 
 def test_predict_right() -> None:
-    assert exercises.check("05.2", ORDERED, EAGER).correct
+    assert exercises.check("05.2", EAGER).correct
 
 
 class Right(keras.optimizers.Optimizer):
