@@ -25,7 +25,7 @@ ROUNDING = 1e-12
 KERNEL = np.linspace(-1, 1, 6).reshape(3, 2)
 
 
-# ---- figure 4: the epoch in which nothing is learned, in NumPy ------------------------------------------------------
+# ---- figure 2: the epoch in which nothing is learned, in NumPy ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["Keras", "flushed"])
@@ -50,13 +50,13 @@ def test_losses_are_those_of_numpy(name: str) -> None:
             kernel -= np.mean(seen, axis=0)
             seen.clear()
         losses.append(loss())
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[1]
     batch, found = line(axes, name)
     np.testing.assert_array_equal(batch, np.arange(25))
     np.testing.assert_allclose(found, losses, rtol=1e-5)
 
 
-# ---- figure 1: the matrix, in NumPy ---------------------------------------------------------------------------------
+# ---- figure 3: the matrix, in NumPy ---------------------------------------------------------------------------------
 
 
 def numpy_weights(how: str, pitfall: str, windows: list[Any]) -> np.ndarray:
@@ -116,7 +116,7 @@ ROWS = [
 
 
 def matrix() -> np.ndarray:
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[2]
     return np.array(axes["images"][0]) ** 2
 
 
@@ -142,7 +142,7 @@ def test_who_is_exact_where() -> None:
     assert is_exact[:, 1].tolist() == [True, False, False, False] + [True] * 5
 
 
-# ---- figure 2: the memory of parts, as recorded ---------------------------------------------------------------------
+# ---- figure 4: the memory of parts, as recorded ---------------------------------------------------------------------
 
 
 @functools.cache
@@ -188,7 +188,7 @@ def test_memory_is_recorded_completely() -> None:
 def test_the_chapter_shows_the_record(network: str) -> None:
     np.testing.assert_allclose(in_the_chapter("memory")[network], medians(network), atol=0.51)  # whole megabytes
     assert in_the_chapter("parameters") == record()["parameters"]
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[3]
     parts, share = line(axes, network)
     assert parts.tolist() == [1, 2, 4, 8, 16]
     np.testing.assert_allclose(share, np.divide(medians(network), medians(network)[0]), atol=0.02)
@@ -450,7 +450,7 @@ def test_a_schedule_by_updates(name: str, of: str) -> None:
 
 def test_the_rates_drawn_have_closed_forms() -> None:
     """Keras reads an update's rate at its last part: at step 2, 5, 8 and so on."""
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[0]
     _, rule = SCHEDULES["warm-up and cosine"]
     for name, steps in {"as meant": range(12), "Keras": range(2, 36, 3)}.items():
         np.testing.assert_allclose(line(axes, name)[1], [rule(min(step, 12)) for step in steps], atol=1e-6)
