@@ -142,6 +142,24 @@ def test_embedding_copies_its_whole_table(gradient: Callable[[], Any]) -> None:
             keras.optimizers.SGD(0.1).apply([gradient()], [layer.embeddings])
 
 
+def test_layer_of_rows_reads_rows_and_survives_a_file(tmp_path: Any) -> None:
+    """The chapter's subclass: the table's output and gradient, and nothing as long as the table."""
+    (code,) = (cell.source for cell in notebook(CHAPTER).cells if "class RowEmbedding(" in cell.source)
+    names: dict[str, Any] = {"keras": keras, "tf": tf}
+    exec(code.partition("\n\n\ndef ")[0], names)
+    layer = names["RowEmbedding"](777, 3)
+    layer.build()
+    assert 777 not in lengths_in_graph(layer)
+    ids = tf.constant([[1, 1, 5]])
+    with tf.GradientTape() as tape:
+        found = layer(ids)
+    gradient = tape.gradient(found, layer.embeddings.value)
+    np.testing.assert_array_equal(found, layer.embeddings.numpy()[ids])
+    np.testing.assert_array_equal(gradient.indices, [1, 1, 5])
+    keras.Sequential([keras.Input((3,), dtype="int32"), layer]).save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(ids), found)
+
+
 @pytest.mark.claim("Where there is no GPU, Keras leaves XLA off unless you say `jit_compile=True`.", chapter="04")
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU")
 def test_xla_is_off_by_default() -> None:
