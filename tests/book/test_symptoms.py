@@ -25,6 +25,13 @@ SHOWN_ON_THE_PAGE_ON_KERAS = {
     "The loss jumps when training goes on": "Memory is lost when weights are loaded before build",
     "A resumed run with dropout is another run": "A resumed run repeats its first masks, or draws others",
     "The resumed run ends at once with `OSError`": "Half a backup ends the resumed run",
+    "After loading, weights decay that were excluded from it": "After loading, every weight decays again",
+    "Under `mixed_float16`, `optimizer.set_weights` brings no memory back": (
+        "`set_weights` of a LossScaleOptimizer copies only the scale"
+    ),
+    "`ValueError: Attempt to convert a value (None) …` at the end of `fit`": (
+        "fit ends with an error where float8 meets `use_ema`"
+    ),
     "After loading, `MultiOptimizer` has no memory": "Rules that name a whole path are lost at loading",
     "Accumulation was switched on, and the optimizer's memory is gone after loading": (
         "Memory is lost when accumulation is switched on"
