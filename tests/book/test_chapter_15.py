@@ -253,13 +253,13 @@ def test_outer_optimizer_rests_there_too(k: int) -> None:
     np.testing.assert_allclose(theta.numpy(), rest(k, 0.1), atol=1e-9)
 
 
-# ---- figure 4: the killed run ---------------------------------------------------------------------------------------
+# ---- figure 5: the killed run ---------------------------------------------------------------------------------------
 
 
 def test_time_line_is_the_record() -> None:
     names = names_of("Recorded: the times of a killed run")
     recorded = record("killed_run")["launches"]
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[4]
     for number, (launch, (started, ended, *workers)) in enumerate(zip(recorded, names["launches"], strict=True)):
         assert (launch["started"], launch["ended"]) == (started, ended)
         for rank, (events, (connected, epochs, exchanges)) in enumerate(zip(launch["workers"], workers, strict=True)):
@@ -297,7 +297,7 @@ def test_record_says_what_the_text_makes_of_it() -> None:
     assert starting > first[1]["killed"][0] - first[1]["begin"][-1][1]
 
 
-# ---- figures 5 and 6: what an exchange costs, and how it goes around ------------------------------------------------
+# ---- figures 4 and 6: what an exchange costs, and how it goes around ------------------------------------------------
 
 
 def measured() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -329,7 +329,7 @@ def test_times_are_the_record_and_the_fit_is_the_fit() -> None:
 
 
 def test_figure_of_seconds_is_the_formula() -> None:
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[3]
     for name, k, latency, bandwidth in [
         ("slow", 1, 1e-2, 1e9 / 8),
         ("slow", 20, 1e-2, 1e9 / 8),
