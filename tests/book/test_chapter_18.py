@@ -125,8 +125,19 @@ def steps_to(level: float, batch: int, rate: float, seed: int) -> float:
 
 @pytest.mark.parametrize(("place", "rate"), [(3, 0.4), (6, 0.5)])
 def test_steps_that_a_batch_needs_are_numpys(place: int, rate: float) -> None:
-    sizes, needed = line(figure_data(CHAPTER)[3][0], "steps needed")
+    sizes, needed = line(figure_data(CHAPTER)[4][0], "steps needed")
     assert needed[place] == pytest.approx(np.mean([steps_to(0.4, int(sizes[place]), rate, seed) for seed in range(6)]))
+
+
+def test_the_answers_of_four_parts() -> None:
+    """Two batches with the same mean; their noise scales solve two equations, for parts of 16 and for all 64."""
+    table = next(out["data"]["text/plain"] for cell in notebook(CHAPTER).cells for out in cell.get("outputs", [])
+                 if "noise in it" in out.get("data", {}).get("text/plain", ""))  # fmt: skip
+    for axes, row in zip(figure_data(CHAPTER)[3], table.splitlines()[1:], strict=True):
+        parts = np.array([line(axes, f"part {n}")[0][1] for n in range(1, 5)])
+        assert line(axes, "mean")[0][1] == parts.mean() == 2
+        signal, trace = np.linalg.solve([[1, 1 / 16], [1, 1 / 64]], [np.mean(parts**2), 4])
+        assert float(row.split()[-1]) == pytest.approx(trace / signal, rel=5e-3)
 
 
 def test_every_run_is_drawn_in_both_figures() -> None:
@@ -230,7 +241,7 @@ def test_the_noise_scale_is_the_exact_one() -> None:
 )
 @pytest.mark.claim("(With a noise scale five times smaller it would fit.)", chapter="18")
 def test_where_doubling_stops_paying() -> None:
-    sizes, needed = line(figure_data(CHAPTER)[3][0], "steps needed")
+    sizes, needed = line(figure_data(CHAPTER)[4][0], "steps needed")
     np.testing.assert_allclose(sizes / sizes[3], [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], rtol=0.02)
     assert sizes[3] == round(np.mean(drawn(1, 2, "healthy")))
     saved = 1 - needed[1:] / needed[:-1]
@@ -243,7 +254,7 @@ def test_where_doubling_stops_paying() -> None:
 
     assert theory(sizes[3])[0] > 3 * needed[0]
     np.testing.assert_allclose(theory(sizes[3] / 5), needed, rtol=0.08)
-    at, dashed = line(figure_data(CHAPTER)[3][0], "theory")
+    at, dashed = line(figure_data(CHAPTER)[4][0], "theory")
     assert dashed[0] == pytest.approx(needed[-1] * (1 + sizes[3] / at[0]) / (1 + sizes[3] / sizes[-1]), rel=1e-4)
 
 
