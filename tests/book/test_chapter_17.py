@@ -174,6 +174,17 @@ def test_two_slopes_lead_to_the_minimum() -> None:
     assert one - slopes[1] / curvature == pytest.approx(to, abs=1e-9) == 0
 
 
+def test_both_methods_in_the_ravine() -> None:
+    """Gradient descent in closed form; L-BFGS ends far closer after as many questions."""
+    (axes,) = figure_data(CHAPTER)[2]
+    descent, found = (np.stack(line(axes, name)) for name in ("gradient descent", "L-BFGS"))
+    steps = np.arange(descent.shape[1])
+    factors = 1 - 2 / 31 * np.array([[1.0], [30.0]])
+    np.testing.assert_allclose(descent, np.array([[3.0], [0.5]]) * factors**steps, rtol=1e-4)
+    assert found.shape == descent.shape
+    assert np.linalg.norm(found[:, -1]) < 1e-3 < 1 < np.linalg.norm(descent[:, -1])
+
+
 def test_adam_begins_where_keras_takes_it() -> None:
     _, axes = figure_data(CHAPTER)[0]
     equation = Equation()
@@ -190,7 +201,7 @@ def test_adam_begins_where_keras_takes_it() -> None:
 
 
 def test_the_line_search() -> None:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     digits = numpy()
     per_iteration = np.diff([1, *digits.ends])
     k = int(np.argmax(per_iteration > 1))
@@ -207,7 +218,7 @@ def test_the_line_search() -> None:
 
 
 def test_what_was_measured_of_the_curvature() -> None:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[4]
     for name in ("one batch", "fresh batches"):
         middle, heights = line(axes, name)
         assert 195 <= heights.sum() <= 200
@@ -215,7 +226,7 @@ def test_what_was_measured_of_the_curvature() -> None:
 
 
 def test_the_runs_on_minibatches() -> None:
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[5]
     digits = numpy()
     clear = [digits(theta)[0] for theta in digits.iterates]
     passes, full = line(axes, "L-BFGS, all data")
