@@ -102,10 +102,12 @@ def test_an_average_does_not_move_with_a_rejected_step(kind: Any) -> None:
     assert bits(model)[: len(before)] == before
 
 
-def test_a_step_that_overflows_is_rejected_where_the_estimate_does_not() -> None:
-    model = line(RK23(10.0), lambda y, p: p)
+@pytest.mark.parametrize(("start", "rate"), [(1.0, 10.0), (-3e38, 1.0)], ids=["step", "sum"])
+def test_what_overflows_is_rejected_where_the_estimate_does_not(start: float, rate: float) -> None:
+    model = line(RK23(rate), lambda y, p: p)
+    model.set_weights([one(start)])
     model.train_on_batch(one(1e38), one(1.0))
-    assert (float(model.get_weights()[0][0, 0]), int(model.optimizer.rejected)) == (1.0, 1)
+    assert (model.get_weights()[0][0, 0], int(model.optimizer.rejected)) == (np.float32(start), 1)
 
 
 # Five separable problems
