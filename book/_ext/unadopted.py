@@ -10,7 +10,7 @@ from docutils import nodes
 PLACEHOLDER = "OWNER_NAME"
 HERE = "pip install ."
 NOTE = (
-    "Type this in the folder that holds the repository. "
+    "Type this in the top folder of your copy of the repository, the one with pyproject.toml. "
     "(This copy of the book was built before the repository had an address.)"
 )
 

@@ -154,7 +154,7 @@ def all_weights_one(centres: Any, candidates: Any, near: Any, weight: Any) -> An
 
 
 @pytest.mark.claim(
-    "A batch in windows has the gradient of all its pairs, written out and weighted.",
+    "A batch in windows has the same gradient as all its weighted pairs, added up.",
     chapter="a1",
 )
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_windows_have_the_gradient_of_their_pairs(counted: Callable[..., Any]) -
 
 
 @pytest.mark.claim(
-    "On average the loss is that of pairs with five random words each, not counting those that equal the neighbour.",
+    "On average the loss is the same as with five random words for each pair.",
     chapter="a1",
 )
 @pytest.mark.parametrize("count", [5, wrong(1, why="each shared word counts once")])

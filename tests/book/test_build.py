@@ -78,7 +78,7 @@ def test_no_link_is_dead_before_the_book_has_a_repository(site: Any) -> None:
 def test_before_that_a_page_has_a_command_that_works(site: Any, page: str) -> None:
     text = re.sub(r"<[^>]*>", "", (site / "book" / f"{page}.html").read_text())
     assert text.count("pip install .\n") == 1
-    assert "Type this in the folder that holds the repository." in text
+    assert "Type this in the top folder of your copy of the repository" in text
     assert PLACEHOLDER not in text
 
 

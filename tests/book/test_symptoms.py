@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import ops
 
 import companion
-from tests.book.reading import ROOT, notebook
+from tests.book.reading import ROOT, markdown, notebook
 from tools.programs import programs
 
 SYMPTOMS = re.findall(r"^\| (?!you see|---)(.*?) \|", (ROOT / "book" / "symptoms.md").read_text(), re.MULTILINE)
@@ -71,10 +71,10 @@ HELD_BY_TESTS_OF_THE_PACKAGE = {
 
 RUNS_OF_CHAPTER_18 = {
     "All dials are zero under `mixed_float16`": "float16 underflow",
-    "A layer has no gradient norm at all": "frozen by mistake",
+    "Rate × sharpness is above 2, before training or after": "exploding gradients",
+    "The update ratio is 0.1 or more, in any epoch": "decay too strong",
     "The update ratio is below 0.0001": "rate too low",
-    "The update ratio rises while the gradient norm falls": "decay too strong",
-    "Rate × sharpness is above 2 before the first update": "exploding gradients",
+    "A layer has no gradient norm at all": "frozen by mistake",
 }
 
 reproduced: dict[str, Callable[..., None]] = {}
@@ -245,6 +245,20 @@ def test_frozen_after_compile() -> None:
 def test_forgotten_inject() -> None:
     with pytest.raises(RuntimeError, match="Heun asks for gradients itself, "):
         linear(companion.Heun(0.1)).train_on_batch(*BATCH)
+
+
+@reproduces("`ValueError: Unknown variable: …`")
+def test_an_optimizer_knows_the_weights_that_it_was_built_with() -> None:
+    layers = [keras.layers.Dense(1), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((1,)), *layers])
+    optimizer = keras.optimizers.Adam()
+    layers[0].trainable = False
+    model.compile(optimizer, "mse")
+    model.train_on_batch(*BATCH)
+    layers[0].trainable = True
+    model.compile(optimizer, "mse")
+    with pytest.raises(ValueError, match="Unknown variable: "):
+        model.train_on_batch(*BATCH)
 
 
 @reproduces("Fewer updates than batches under `mixed_float16`")
@@ -458,10 +472,27 @@ def test_what_the_runs_of_chapter_18_show() -> None:
     norm, ratio, *_ = dials["decay too strong"]
     assert norm[-1] < norm[0]
     assert ratio[-1] > ratio[0]
-    assert dials["exploding gradients"][3][0] > 2 > dials["healthy"][3][0]
+    assert min(ratio[-1], dials["rate too high"][1][0]) >= 0.1 > max(dials["healthy"][1])
+    assert min(dials[run][3][0] for run in ("exploding gradients", "rate too high")) > 2 > max(dials["healthy"][3])
     layers = dict(re.findall(r"^(.+): (.+)$", printed("the smallest number of float16"), re.M))
     assert "hidden" in layers["healthy"]
     assert "hidden" not in layers["frozen by mistake"]
+
+
+def test_the_list_is_that_of_chapter_18() -> None:
+    """The rows have the order of the chapter's list, one for each of its rows."""
+    telling = "exactly zero", "missing|has no", "sharpness", "0.1 or", "below 0.0001", "only a few", "far above|many"
+
+    def what(row: str) -> str:
+        return next((key for key in telling if re.search(key, row)), "zero" if "zero" in row else "vanishing")
+
+    page = (ROOT / "book" / "symptoms.md").read_text()
+    group = page.split("(symptoms-stands-still)=")[1].split("(symptoms-stop)=")[0]
+    shown = re.findall(r"^\| (?!you see|---)(.*?) \|", group, re.MULTILINE)
+    listed = re.findall(r"^\| \d \| (.*? \| .*?) \|", markdown("18"), re.MULTILINE)
+    assert len(listed) == 9
+    assert [what(row) for row in shown] == [what(row) for row in listed]
+    assert len({what(row) for row in listed}) == 9
 
 
 @reproduces("A layer's gradient norm is exactly zero")
@@ -480,7 +511,7 @@ def test_a_gradient_vanishes_in_sigmoids() -> None:
     assert all(below < above / 3 for below, above in itertools.pairwise(norms))
 
 
-@reproduces("The noise scale is far above the batch size")
+@reproduces("The noise scale is far above the batch size, and the loss stands still")
 def test_wrong_labels_contradict_each_other() -> None:
     wrong = np.random.default_rng(1).normal(size=TARGETS.shape)
     right, found = (dials([keras.layers.Dense(1)], INPUTS, y)["noise_scale"] for y in (TARGETS, wrong))
