@@ -44,6 +44,11 @@ class Recorder(keras.StatelessScope):
         self._graph = _graph()
         return super().__enter__()
 
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if isinstance(raised[1], AttributeError) and "'handle'" in str(raised[1]):  # a tape wants a variable's
+            self.refuse_bound(self._variables)
+
     def get_current_value(self, variable: Any) -> Any:
         """What a variable holds in the question, which Keras asks for here instead of there."""
         value, itself = super().get_current_value(variable), self._trained.get(id(variable))
@@ -81,9 +86,10 @@ class Recorder(keras.StatelessScope):
         if variables:
             self.is_bound = True
             raise ValueError(
-                "A `tf.function` inside the model or the loss was traced before, or a custom gradient (`keras.remat`, "
-                "`tf.recompute_grad`, `tf.custom_gradient`) is over variables: both know variables only, and questions "
-                "cannot be asked elsewhere. Leave it out, or train with an optimizer that asks once. Received: "
+                "A `tf.function` inside the model or the loss was traced before, or a tape or a custom gradient "
+                "(`keras.remat`, `tf.recompute_grad`, `tf.custom_gradient`) in it is over variables: they know nothing "
+                "else, and questions cannot be asked elsewhere. Leave it out, or train with an optimizer that asks "
+                "once. Received: "
                 f"{', '.join(variable.path for variable in variables)}"
             )
 
@@ -96,7 +102,7 @@ class Recorder(keras.StatelessScope):
                 f"or {_PLAIN}. Received: an assignment to {update[0].path!r}"
             )
         self.assigned[id(update[0])] = update[0]
-        super().add_update(update)
+        super().add_update((update[0], tf.stop_gradient(update[1])))  # as for a variable, which is read without one
 
     def moved(self, model: keras.Model, told: list[Any]) -> list[Any]:
         """The variables that the question has assigned.

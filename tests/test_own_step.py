@@ -158,6 +158,7 @@ class Twice(InjectedOptimizer):
     "variational autoencoder",
     "captcha by add loss",
     "loss with state",
+    "state that is read again",
     "tracker in compute loss",
     "compute metrics of its own",
     "masked transformer",

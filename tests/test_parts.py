@@ -418,7 +418,16 @@ class Mapped(CustomInALoop):
         return tf.vectorized_map(lambda row: tf.linalg.matvec(self.kernel.value, row), inputs)
 
 
-@pytest.mark.parametrize(("layer", "graph"), [(CustomInALoop, True), (Mapped, False)])
+class OwnTape(CustomInALoop):
+    """Takes a step of its own along a gradient over its variable, as meta-learning does."""
+
+    def call(self, inputs: Any) -> Any:
+        with tf.GradientTape() as tape:
+            energy = ops.sum(self.kernel**4)
+        return inputs @ (self.kernel - 0.1 * tape.gradient(energy, self.kernel))
+
+
+@pytest.mark.parametrize(("layer", "graph"), [(CustomInALoop, True), (Mapped, False), (OwnTape, True)])
 def test_what_knows_variables_only_trains_in_parts_and_is_not_asked_elsewhere(layer: Any, graph: bool) -> None:
     batch = tf.constant(numbers(6, 4)), tf.constant(numbers(6, 1, seed=1))
 

@@ -478,6 +478,22 @@ def layer_with_counter_and_metric() -> Case:
     return Case(compiled([keras.Input((4,)), Counting(), L.Dense(1)]), (X, Y), parts="drawn")
 
 
+class RunningSize(L.Layer):
+    """Divides by a running mean that it has moved in the same call: no gradient goes through a variable."""
+
+    def build(self, shape: Any) -> None:
+        self.size = self.add_weight(shape=(), initializer="ones", trainable=False)
+
+    def call(self, inputs: Any) -> Any:
+        self.size.assign(0.5 * self.size + 0.5 * ops.mean(ops.abs(inputs)))
+        return inputs / self.size
+
+
+@case
+def state_that_is_read_again() -> Case:
+    return Case(compiled([keras.Input((4,)), L.Dense(3), RunningSize(), L.Dense(1)]), (X, Y), parts="drawn")
+
+
 @case
 def frozen_layer() -> Case:
     model = keras.Sequential([keras.Input((4,)), L.Dense(3), L.BatchNormalization(), L.Dense(1)])
