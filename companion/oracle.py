@@ -35,6 +35,7 @@ from companion.questions import (
     loss_tracker,
     merged_by_rule,
     refuse_overwritten,
+    within,
 )
 from companion.replicas import all_reduce, replicas_of
 
@@ -127,8 +128,8 @@ class GradientOracle:
         if not self.is_whole:
             (self._all_examples,) = self._totals([tf.cast(self._examples, keras.config.floatx())])
         self._moving, self._start, self._added, self._outputs = list[Any](), list[Any](), list[Any](), None
-        self._shares, self._are_sums, self._adds_losses = list[Any](), list[bool](), False
-        self._is_prepared, self._asked, self._reports, self._training = False, False, training, training
+        self._shares, self._are_sums, self._adds_losses, self._is_prepared = list[Any](), list[bool](), False, False
+        self._asked, self._reports, self._training, self._graph = False, training, training, within(None)
         #: Pairs of a variable and its value, which whoever asks may put back; and the scope of the last question.
         self.kept, self._scope = list[Any](), Recorder([], [])
         #: A function of a part's gradients and its number of examples, called in the first question; and the sum of it.
@@ -159,7 +160,6 @@ class GradientOracle:
         """
         self.prepare()
         is_first, points = not self._asked, fitting_values(self.model, values)
-        self._moving = [] if is_first else self._moving
         ask = functools.partial(sum_over_parts, self._examples, self.micro_batches, None if is_first else self._start)
         try:
             sums, rows, carried = ask(functools.partial(self._part, points, is_first))
@@ -245,12 +245,11 @@ class GradientOracle:
         if self._loss is not None:
             return {}
         (x, y, sample_weight), model, (total, *each), logs = self._batch, self.model, *self._told
-        if self.micro_batches == 1:
-            loss_tracker(model).update_state(total, sample_weight=self._examples)
         shown = list(zip(getattr(compiled_loss(model), "metrics", []), each, strict=False))
         for metric, value in shown:
             metric.update_state(value, sample_weight=self._examples if isinstance(self._examples, int) else None)
         if self.micro_batches == 1:
+            loss_tracker(model).update_state(total, sample_weight=self._examples)
             for each in self._added:  # which `compute_metrics` may read in `model.losses`
                 keras.Layer.add_loss(model, each)
             return model.compute_metrics(x, y, self._outputs, sample_weight=sample_weight)
@@ -264,6 +263,7 @@ class GradientOracle:
         """The loss that the first question found."""
         if not self._asked:
             raise ValueError("There is no loss yet: ask first, by calling the oracle.")
+        within(self._graph)
         return self._told[0][0]
 
     @property
@@ -283,9 +283,8 @@ class GradientOracle:
         if self.is_whole and not self._shares and not self._takes_loss_as_it_is:
             self._measure()
         shares, is_known = self._shares, not self._takes_loss_as_it_is
-        if (is_known and all(share.counts_examples for share in shares)) or (
-            self._loss is not None and self._weight_fn is None
-        ):
+        is_mean = self._loss is not None and self._weight_fn is None
+        if is_mean or (is_known and all(share.counts_examples for share in shares)):
             if shares and is_known:
                 return shares[0].rows
             return tf.cast(self._examples, keras.config.floatx()) if self.is_whole else self._all_examples
@@ -295,6 +294,7 @@ class GradientOracle:
 
     def prepare(self) -> None:
         """Builds the model, and finds what the first part needs: what the losses divide by."""
+        self._graph = within(self._graph, stays=self._asked)
         if self._is_prepared:
             return
         build(self.model, self._batch, self._loss, self._training)

@@ -126,6 +126,25 @@ def _graph() -> Any:
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
+def within(graph: Any, stays: bool = False) -> Any:
+    """The graph that is being made, if there is one. It must be a given one, or lie inside it.
+
+    Args:
+        graph: where tensors were made that are needed; ``None`` for eagerly.
+        stays: whether ``graph`` is returned all the same.
+    """
+    here = inside = _graph()
+    while graph not in (None, inside):
+        if inside is None:
+            raise ValueError(
+                "A GradientOracle that was made or asked in a `tf.function` holds tensors that nothing else can read, "
+                "nor the function when it is traced again: make it and ask it there, and return what you need. "
+                f"Received: a question {'outside' if here is None else 'in another one'}"
+            )
+        inside = getattr(inside, "outer_graph", None)
+    return graph if stays else here
+
+
 def _is_in_custom_gradient() -> bool:
     """Whether a function with a custom gradient is being called, which then asks for that of the variables it reads."""
     frame, file = inspect.currentframe(), tf.custom_gradient.__code__.co_filename

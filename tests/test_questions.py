@@ -260,3 +260,26 @@ def test_after_an_error_the_first_question_is_still_the_first() -> None:
     before = model.layers[0].moving_mean.numpy()
     oracle()
     assert not np.array_equal(before, model.layers[0].moving_mean)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_a_graph_has_been_answered_is_read_there_only(parts: int) -> None:
+    model = keras.Sequential([keras.Input((2,)), L.BatchNormalization(), L.Dense(1)])
+    model.compile("sgd", "mse")
+    batch = tf.constant(numbers(4, 2)), tf.constant(numbers(4, 1))
+    made = list[Any]()
+
+    @tf.function(autograph=False)
+    def ask(oracle: Any, factor: Any) -> Any:
+        made.append(oracle or GradientOracle(model, batch, parts))
+        return made[-1]()[-1] * factor
+
+    before, again = GradientOracle(model, batch, parts), GradientOracle(model, batch, parts)
+    right = before()[-1]
+    np.testing.assert_allclose(ask(before, tf.constant(1.0)), right, rtol=1e-5)  # what was found eagerly, a graph reads
+    ask(again, tf.constant(1.0))
+    ask(None, tf.constant(1.0))
+    for oracle in (again, made[-1]):
+        for read in (oracle, lambda oracle=oracle: oracle.loss, lambda oracle=oracle: ask(oracle, tf.constant([1.0]))):
+            with pytest.raises(ValueError, match=r"in a `tf.function` holds tensors that nothing else can read"):
+                read()
