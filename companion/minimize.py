@@ -6,7 +6,6 @@ say together holds: so a line search works, and differences of gradients tell th
 
 import collections
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -190,8 +189,12 @@ class _Loss:
 
     def __init__(self, model: Any, data: Iterable[Any], micro_batches: int, most: int, moves: bool) -> None:
         self.model, self.data, self.micro_batches, self.most = model, data, micro_batches, most
-        first, *others = itertools.islice(data, 2)
-        self.is_several, self.is_fixed = bool(others), isinstance(data, list) and not others
+        first, count = None, 0
+        for batch in data:  # to the end: a `tf.data` cache that was begun may be taken for whole
+            first, count = (first if count else batch), count + 1
+        if not count:
+            raise ValueError("`x` is a data set without a batch.")
+        self.is_several, self.is_fixed = count > 1, isinstance(data, list) and count == 1
         GradientOracle(model, first).prepare()  # builds the model, if it is not
         self.variables = list(model.trainable_variables)
         _check_weights(self.variables)
@@ -367,8 +370,6 @@ def _batches(x: Any, y: Any, sample_weight: Any, batch_size: Any) -> Iterable[An
         length = x.num_batches if is_python else x.cardinality().numpy()
         if length in (None, tf.data.INFINITE_CARDINALITY):
             raise ValueError("`x` must end, since the loss is that of all data: leave out `repeat`, or `take` batches.")
-        if next(iter(x), None) is None:
-            raise ValueError("`x` is a data set without a batch.")
         return x
     if isinstance(x, Iterator) or x is None:
         raise ValueError(

@@ -288,7 +288,7 @@ class GradientOracle:
             if shares and is_known:
                 return shares[0].rows
             return tf.cast(self._examples, keras.config.floatx()) if self.is_whole else self._all_examples
-        if is_known and len(shares) == 1 and shares[0].loss.reduction != "sum" and not self._adds_losses:
+        if is_known and len(shares) == 1 and shares[0].denominator is not None and not self._adds_losses:
             return shares[0].denominator
         raise no_common_denominator(shares, self._adds_losses, self._weight_fn)
 

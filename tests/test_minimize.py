@@ -191,6 +191,20 @@ def test_training_on_batches_is_training_on_the_whole() -> None:
     assert_close(ends[0], ends[1], 1e-9)
 
 
+def test_a_data_set_is_always_read_to_its_end() -> None:
+    """What was begun and left stays in a cache behind a `prefetch`, now and then, as all of the data."""
+    passes = {"begun": 0, "ended": 0}
+
+    def batches() -> Iterator[Any]:
+        passes["begun"] += 1
+        yield from ((X[begin : begin + 5], Y[begin : begin + 5]) for begin in range(0, 24, 5))
+        passes["ended"] += 1
+
+    signature = tuple(tf.TensorSpec((None, size), "float64") for size in (3, 2))
+    quietly(network(), tf.data.Dataset.from_generator(batches, output_signature=signature), max_gradients=3)
+    assert passes["begun"] == passes["ended"] > 3
+
+
 def two_losses() -> Any:
     inputs = keras.Input((3,))
     model = keras.Model(inputs, {"a": L.Dense(1, name="a")(inputs), "b": L.Dense(1, name="b")(inputs)})
@@ -479,6 +493,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "own loss in batches": (own_loss, {"batch_size": 5}, "let all data be one batch"),
     "own loss in parts": (own_loss, {"micro_batches": 2}, "let all data be one batch"),
     "a sum in batches": (lambda: network(loss=keras.losses.MeanSquaredError("sum")), {"batch_size": 5}, "one batch"),
+    "a scalar in batches": (lambda: network(loss=lambda y, p: ops.mean((p - y) ** 2)), {"batch_size": 5}, "one batch"),
+    "no reduction in batches": (
+        lambda: network(loss=keras.losses.MeanSquaredError(None)),
+        {"batch_size": 5},
+        "let all data be one batch",
+    ),
     "added losses in batches": (
         lambda: with_layer(L.Dense(3, activity_regularizer="l2"), loss=keras.losses.MeanSquaredError(REDUCTION)),
         {"sample_weight": np.ones(24), "batch_size": 5},
