@@ -34,8 +34,9 @@ class ImplicitEuler(InjectedOptimizer):
 
     Where the loss is not convex, and :math:`h\lambda \le -1` for a curvature :math:`\lambda`, the equation may have no
     solution or several, and nothing is promised but this: conjugate gradients stop where they meet a direction along
-    which :math:`I + h \nabla^2 L` is not positive, and the step is what they have found before. If that is the first
-    direction, they have found nothing, and Newton's step is zero: a smaller :math:`h` moves.
+    which :math:`I + h \nabla^2 L` is not positive, or may be so by rounding alone, and the step is what they have found
+    before. If that is the first direction, they have found nothing, and Newton's step is zero: a smaller :math:`h`
+    moves.
 
     With constraints the equation is that of the projected step, :math:`\theta^+ = P(\theta - h \nabla L(\theta^+))`.
 
@@ -114,7 +115,8 @@ class ImplicitEuler(InjectedOptimizer):
         derivative of the constraints at its end, :math:`\delta = P w` solves the equation in the directions that
         :math:`P` leaves; the term :math:`(P - P^2) h / c` is the curvature of the constraints themselves.
         """
-        near = self._precision(h) ** 0.5 * (1 + ops.sqrt(_dot(point, point)))
+        bound = self._precision(h) ** 0.5  # within which the curvature may be rounding
+        near = bound * (1 + ops.sqrt(_dot(point, point)))
         unit = tf.reduce_max([tf.reduce_max(tf.abs(each)) for each in slope])  # in which no square over- or underflows
         slope = [ops.divide_no_nan(each, unit) for each in slope]
         c = ops.divide_no_nan(near, ops.sqrt(_dot(slope, slope)))
@@ -132,7 +134,8 @@ class ImplicitEuler(InjectedOptimizer):
             if along is not search:
                 bend = project(moved(bend, bent, moved(search, -1, along)))
             curvature = _dot(search, bend)
-            goes_on = ops.logical_and(goes_on, ops.logical_and(curvature > 0, ops.isfinite(curvature)))
+            is_positive = curvature > bound * _dot(search, search)
+            goes_on = ops.logical_and(goes_on, ops.logical_and(is_positive, ops.isfinite(curvature)))
             factor = ops.divide_no_nan(length, curvature)
             solution = _chosen(goes_on, moved(solution, factor, along), solution)
             residual = _chosen(goes_on, moved(residual, -factor, bend), residual)

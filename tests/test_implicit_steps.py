@@ -117,6 +117,13 @@ def test_if_the_first_direction_bends_down_nothing_moves_and_a_smaller_step_does
     np.testing.assert_allclose(directions(hessian, start, 0.25, 5), right, atol=1e-5)
 
 
+@pytest.mark.parametrize("start", [(1.0, 1e-3), (1.0, 1.0), (1e-3, 1.0)])
+def test_it_stays_near_where_the_equation_has_no_solution(start: tuple[float, float]) -> None:
+    """Where h λ is −1, what is left of the curvature is rounding: steps were as long as its inverse, or NaN."""
+    for h in (1.0, 1 + 1e-12, 1 - 1e-9):
+        assert np.abs(directions(np.diag([1.0, -1.0]), np.array(start), h, 5)).max() < 2
+
+
 @pytest.mark.parametrize("h", [1e-30, 1e-6, 1e6, 1e30])
 def test_it_stays_finite_whatever_the_step(h: float) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, None, False, "ones")])
