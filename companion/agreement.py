@@ -15,7 +15,8 @@ def description(model: Any, outer_optimizer: Any) -> str:
         model: a model that is compiled and built.
         outer_optimizer: an optimizer, or ``None``.
     """
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:  # a LossScaleOptimizer would begin anew
+        model.optimizer.build(model.trainable_variables)
     trained = {id(variable) for variable in model.trainable_variables}
     lines = [f"{kind_of_optimizer(model.optimizer)} and outside {kind_of_optimizer(outer_optimizer)}"]
     for name, weight in zip(names_of(model.weights), model.weights, strict=True):

@@ -314,6 +314,20 @@ def test_what_a_resumed_run_does_and_does_not_bring_back(tmp_path: pathlib.Path)
         model.fit(x, y, epochs=2, verbose=0, callbacks=[again])
 
 
+def test_the_scale_of_the_loss_goes_on(tmp_path: pathlib.Path) -> None:
+    """It began anew with each backup and each `fit`, and no run under mixed_float16 could be resumed."""
+
+    def scaled(callback: Any, epochs: int) -> list[tuple[str, float]]:
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5), dynamic_growth_steps=3)
+        one_layer(optimizer, callback, epochs)
+        return [(variable.name, float(variable)) for variable in optimizer.variables]
+
+    scaled(companion.LocalSGD(1, backup_dir=tmp_path), 2)
+    resumed, whole = scaled(companion.LocalSGD(1, backup_dir=tmp_path), 5), scaled(keras.callbacks.Callback(), 5)
+    assert resumed == whole
+    assert ("dynamic_scale", 2.0**16) in whole
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", b"nothing of the kind", None], ids=["empty", "cut", "foreign", "keys"])
 def test_a_broken_backup_is_named(tmp_path: pathlib.Path, content: bytes | None) -> None:
     one_layer("sgd", companion.LocalSGD(1, backup_dir=tmp_path), 1)
