@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from companion.arguments import integer, number
@@ -75,13 +75,15 @@ def launch(
     Taught in chapter 15, :doc:`/notebooks/15_local_sgd`.
     """
     workers, grace = integer("workers", workers, 1), number("grace", grace, 0)
-    if isinstance(arguments, (str, bytes)) or not all(isinstance(each, (str, os.PathLike)) for each in arguments):
+    is_list = isinstance(arguments, Iterable) and not isinstance(arguments, (str, bytes))
+    given: list[Any] = list(arguments) if is_list else [None]  # an iterator yields them once
+    if not all(isinstance(each, (str, os.PathLike)) for each in given):
         raise ValueError(f"`arguments` must be a list of strings. Received: arguments={arguments!r}")
     if not isinstance(script, (str, os.PathLike)) or not os.fspath(script):
         raise ValueError(f"`script` must be a path, or the name of a module. Received: script={script!r}")
     if not module and not pathlib.Path(script).is_file():
         raise FileNotFoundError(f"`script` must be the path of a Python file. Received: script={str(script)!r}")
-    command = [*(["-m"] if module else []), os.fspath(script), *map(os.fspath, arguments)]
+    command = [*(["-m"] if module else []), os.fspath(script), *map(os.fspath, given)]
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
     stage = _Stage(sys.stdout if out is None else out)
     running: list[subprocess.Popen[str]] = []

@@ -199,7 +199,13 @@ def test_arguments_are_those_of_the_script(
     assert capfd.readouterr().out == f"[0] {given} __main__\n"
 
 
-@pytest.mark.parametrize("arguments", ["abc", b"abc", [1], [None], ["a", b"b"]])
+def test_arguments_of_an_iterator_arrive(script: Any) -> None:
+    out = io.StringIO()
+    assert launch(1, script("print(sys.argv[1:])"), map(str, [1, 2]), out=out) == 0  # type: ignore[arg-type]
+    assert out.getvalue() == "[0] ['1', '2']\n"
+
+
+@pytest.mark.parametrize("arguments", ["abc", b"abc", [1], [None], ["a", b"b"], 5])
 def test_arguments_are_a_list_of_strings(script: Any, arguments: Any) -> None:
     with pytest.raises(ValueError, match=r"`arguments` must be a list of strings\. Received: arguments="):
         launch(1, script("print('never')"), arguments)
