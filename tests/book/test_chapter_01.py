@@ -236,8 +236,8 @@ class Restless(companion.SGD):
 
 
 @pytest.mark.claim(
-    "Given the same start and the same gradients, an optimizer makes the same steps: of the loss, it has nothing else "
-    "to go by.",
+    "Given the same start and the same gradients, an optimizer makes the same steps, for the gradients are all that it "
+    "knows of the loss.",
     chapter="01",
 )
 @pytest.mark.parametrize(

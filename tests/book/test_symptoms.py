@@ -44,7 +44,7 @@ SHOWN_ON_THE_PAGE_ON_KERAS = {
     "A loss that is a sum learns N times too slowly": "A sum is divided by N",
     "Weights move between two updates": "Constraints move weights between updates",
     "In bfloat16, long windows learn too slowly": "Sums stop growing in bfloat16",
-    "Frequent words move too far": "Frequent words take too long steps",
+    "Words that repeat in a batch move too far, or not far enough": "Words that repeat in a batch take wrong steps",
     "In float64 only eight digits agree": "In float64 only eight digits are right",
     "A constraint is broken after `fit` with `use_ema`": "What a constraint forbids comes back",
     "A schedule-free model evaluates worse than it should": "The model shows the wrong weights",
