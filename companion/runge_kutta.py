@@ -135,6 +135,7 @@ class RungeKutta(InjectedOptimizer):
 
     def _next_step(self) -> Any:
         """Shows the size of the step as the learning rate, which is the largest if it was set from outside."""
+        _check_decay(self.weight_decay)  # set later
         rate = self.learning_rate
         if not isinstance(rate, keras.Variable):
             raise ValueError(
@@ -422,6 +423,10 @@ def _check_control(
             "`max_step` must be a finite number, at least `learning_rate`, which is the first step. "
             f"Received: max_step={max_step!r}, learning_rate={learning_rate!r}"
         )
+    _check_decay(weight_decay)
+
+
+def _check_decay(weight_decay: Any) -> None:
     if weight_decay:
         raise ValueError(
             "`weight_decay` and `rtol` do not go together: the error estimate would not see the decay. Use a "

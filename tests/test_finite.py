@@ -204,10 +204,22 @@ def test_after_a_learning_rate_that_is_no_number_another_one_holds() -> None:
     assert int(optimizer.rejected) == 2
 
 
-def test_a_schedule_assigned_later_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "learning_rate",
+            keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9),
+            "`learning_rate` must be a number where `rtol` chooses the steps",
+        ),
+        ("weight_decay", 0.1, "`weight_decay` and `rtol` do not go together"),
+    ],
+    ids=["schedule", "decay"],
+)
+def test_what_does_not_go_with_rtol_is_refused_later_too(name: str, value: Any, message: str) -> None:
     model = line(RK23(0.1))
-    model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
-    with pytest.raises(ValueError, match="`learning_rate` must be a number where `rtol` chooses the steps"):
+    setattr(model.optimizer, name, value)
+    with pytest.raises(ValueError, match=message):
         model.train_on_batch(one(1.0), one(0.0))
     assert model.get_weights()[0] == 1.0
 
