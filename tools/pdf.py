@@ -77,7 +77,9 @@ def article(site: pathlib.Path, page: str, printed: set[str], chinese: bool = Tr
     text = (site / f"{page}.html").read_text()
     found = BeautifulSoup(text[text.index("<article") : text.rindex("</article>")], "html.parser").article
     assert isinstance(found, Tag)
-    for useless in found.select(".headerlink, .viewcode-link, details.hide, script, .start"):
+    for fold in found.select("details.hide"):  # of what is folded, the figures are printed
+        fold.replace_with(*(each for each in fold.select(".cell_output") if each.select("figure")))
+    for useless in found.select(".headerlink, .viewcode-link, script, .start"):
         useless.decompose()
     for paragraph in found.select("p"):
         if not chinese and _CHINESE.match(paragraph.get_text()):
@@ -94,11 +96,12 @@ def article(site: pathlib.Path, page: str, printed: set[str], chinese: bool = Tr
             link["href"] = f"#{anchor(leads, place)}"
         else:
             link.name, link.attrs = "span", {}
-    solutions = []
-    for number, fold in enumerate(found.select("details"), 1):
+    solutions: list[Tag] = []
+    for fold in found.select("details"):
         if fold.summary is None or fold.summary.get_text() != "Solution":
             fold["open"] = ""
             continue
+        number = len(solutions) + 1
         name, heading = anchor(page, f"solution-{number}"), fold.find_previous("h3")
         pointer = f'<p class="pointer"><a href="#{name}">Solution</a>: page <span data-sheet="{name}"></span></p>'
         fold.summary.decompose()
