@@ -5,7 +5,8 @@
 // linked: #ravine?h=0.15&beta=0.97 restores it, and the address of the page follows what a reader sets.
 {
   const PAUSE = 300; // ms without a change before the address follows: browsers complain about too many changes
-  let count = 0; // of identifiers
+  let count = 0;
+  const identifier = () => `explorer-${count++}`;
 
   /** Sets attributes of an element, and appends children. */
   function set(element, attributes, children = []) {
@@ -31,7 +32,7 @@
     constructor(words, x, y, { width = 360, height = 270, left = 40, right = 10, top = 10, bottom = 40 } = {}) {
       Object.assign(this, { width, left, right: width - right, top, bottom: height - bottom });
       [this.back, this.inside] = [svg("g"), svg("g")];
-      const id = `explorer-${count++}`;
+      const id = identifier();
       const box = svg("rect", { x: left, y: top, width: this.right - left, height: this.bottom - top });
       const clip = svg("clipPath", { id }, box);
       const shown = svg("g", { "clip-path": `url(#${id})` }, this.inside);
@@ -179,12 +180,14 @@
       this.update();
       this.restore();
       addEventListener("hashchange", () => this.restore());
+      // At once: the browser follows a link later, not at all if it is there, and not if we write our address meanwhile.
+      addEventListener("click", ({ target }) => this.restore(target.closest("a")?.hash ?? ""));
     }
 
-    /** Takes the settings that the address holds for this explorer, if any. */
-    restore() {
-      const [name, query] = location.hash.slice(1).split("?");
-      if (name !== this.id || query === undefined) return;
+    /** Takes the settings that an address's end holds for this explorer, if any. */
+    restore(address = location.hash) {
+      const [, query] = address.split(`#${this.id}?`);
+      if (query === undefined) return;
       const wanted = { ...this.start };
       for (const [key, text] of new URLSearchParams(query)) {
         if (key in this.controls) wanted[key] = this.controls[key](text) ?? wanted[key];
@@ -204,7 +207,7 @@
       clearTimeout(this.timer);
       this.timer = setTimeout(() => {
         const changed = Object.entries(this.state).filter(([key, value]) => value !== this.start[key]);
-        history.replaceState(history.state, "", `#${this.id}?${new URLSearchParams(changed)}`);
+        history.replaceState(null, "", `#${this.id}?${new URLSearchParams(changed)}`);
       }, PAUSE);
     }
 
@@ -229,7 +232,7 @@
 
     /** A slider through a list of values, or {min, max, step}, which may be changed, shown with so many digits. */
     slider(key, label, values, format = 0) {
-      const id = `explorer-${count++}`;
+      const id = identifier();
       const list = Array.isArray(values) ? values : null;
       const [input, output] = [html("input", { type: "range", id }), html("output", { for: id })];
       const row = html("div", { class: "dial" }, html("label", { for: id }, label), input, output);
@@ -251,7 +254,7 @@
 
     /** One of several, as radio buttons: {value: words, …}. Returns its row. */
     choice(key, label, options, settings = (value) => ({ [key]: value })) {
-      const name = `explorer-${count++}`;
+      const name = identifier();
       const row = html("fieldset", { class: "choice" }, html("legend", {}, label));
       for (const [value, words] of Object.entries(options)) {
         const input = html("input", { type: "radio", name, value });

@@ -68,7 +68,7 @@
     const scale = set(plot.write("", "ink"), { x: plot.left + 6, y: plot.bottom - 8 });
     panel.pictures.append(map.svg, plot.svg);
     panel.note(
-      "Drag the bar, or one of its ends. It is this ravine: from its floor, with the curvature λ = 1, to its walls, with λ = κ. The colour is what a step multiplies the distance by: light is fast, dark is slow; outside the colours the distance grows. In the V steps swing; left of it they creep.",
+      "Drag the bar, or one of its ends. It is this ravine, from floor (curvature λ = 1) to walls (κ). The colour is what a step multiplies the distance by: light is fast, dark is slow; outside the colours the distance grows. In the V steps swing; left of it they creep.",
     );
 
     function draw(h, beta, kappa, nesterov) {
