@@ -161,8 +161,8 @@ def test_figure_of_the_schedule() -> None:
 
 
 @pytest.mark.claim(
-    "The 96 weights that `fit` left alone hang on the three pixels that are blank in every training image, each pixel "
-    "tied to 32 units.",
+    "The 96 weights that `fit` left alone belong to the three pixels that are blank in every training image, each "
+    "pixel tied to 32 units.",
     chapter="01",
 )
 def test_weights_of_blank_pixels_do_not_move() -> None:

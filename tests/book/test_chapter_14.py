@@ -125,7 +125,8 @@ def test_error_of_the_mean_of_means() -> None:
 
 
 @pytest.mark.claim(
-    "One faulty device of five ruins a mean: with the factor −10, it outvotes the four others.", chapter="14"
+    "One faulty device of five ruins a mean: with the factor −10, it is stronger than the four others together.",
+    chapter="14",
 )
 def test_one_faulty_device() -> None:
     (axes,) = figure_data(CHAPTER)[3]
@@ -437,8 +438,8 @@ def test_keras_is_exact_on_equal_shares(sizes: str) -> None:
 
 
 @pytest.mark.claim(
-    "With masks, equal numbers of samples are not equal shares: Keras gives a word in a share of 5 seven times the "
-    "weight of a word in a share of 35.",
+    "With masks, equal numbers of samples are not enough: in Keras a word on the device with 5 words counts seven "
+    "times as much as a word on the device with 35.",
     chapter="14",
 )
 @pytest.mark.parametrize("how", ["Keras", wrong("inject", why="a word is a word")])
