@@ -1,5 +1,6 @@
 """Chapter 03: the data under its figures, and the tests that hold its sentences."""
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from keras.optimizers.schedules import InverseTimeDecay
 
 import companion
 from companion import datasets
-from tests.book.reading import figure_data, line
+from tests.book.reading import figure_data, line, notebook
 from tests.kit.cases import wrong
 
 CHAPTER = "03"
@@ -227,6 +228,31 @@ def test_momentum_and_nesterov_remember_the_same(make: Callable[..., Any], slots
         velocities = [getattr(optimizer, slots)[0].numpy() for optimizer in optimizers]
         np.testing.assert_array_equal(*velocities)
         assert np.all(weights[0].numpy() != weights[1].numpy())
+
+
+@pytest.mark.claim("The longer the ravine, the more memory pays.", chapter="03")
+def test_the_longer_the_ravine_the_more_memory_pays() -> None:
+    """The steps that the chapter prints, by powers of the matrix of one step in each direction."""
+    texts = [
+        output.get("data", {}).get("text/plain", "")
+        for cell in notebook(CHAPTER).cells
+        for output in cell.get("outputs", [])
+    ]
+    rows = re.findall(r"(\d+) : 1" + 4 * r" +(\d+)", "\n".join(texts))
+    assert [row[0] for row in rows] == ["25", "100", "500"]
+    gains = []
+    for kappa, *printed in (map(int, row) for row in rows):
+        for beta, steps in zip((0.0, 0.5, 0.9, 0.97), printed, strict=True):
+            losses = np.zeros(700)
+            for curvature, start in ((1, 10.0), (kappa, 1.5)):
+                velocity = np.array([-1.875 / kappa * curvature, beta])
+                matrix, state = np.array([np.add([1.0, 0.0], velocity), velocity]), np.array([start, 0.0])
+                for k in range(700):
+                    losses[k] += curvature * state[0] ** 2 / 2
+                    state = matrix @ state
+            assert np.flatnonzero(losses >= losses[0] / 1000).max() + 1 == steps
+        gains.append(printed[0] / printed[2])
+    assert gains[0] < 1 < gains[1] < gains[2]
 
 
 @pytest.mark.claim(
