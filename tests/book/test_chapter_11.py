@@ -1,6 +1,7 @@
 """Chapter 11: the data under its figures, and the tests that hold its sentences."""
 
 import ast
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -162,11 +163,17 @@ def test_nesterov_and_its_equation(panel: int, curvature: float) -> None:
 class NumpyDigits(Digits):
     """The chapter's network on digits and momentum, in float64, from the formulas."""
 
-    def train(self, h: float, beta: float, updates: Any) -> np.ndarray:
-        """The training loss after each of these numbers of updates."""
+    def train(self, h: float, beta: float, updates: Any, after: tuple[float, float] | None = None) -> np.ndarray:
+        """The training loss after each of these numbers of updates; `after` 451 of them h and β may be others.
+
+        The velocity of a ball is kept: what is stored is that of one tick.
+        """
         weights, velocity = self.weights, [np.zeros_like(w) for w in self.weights]
         losses = []
         for update in range(int(max(updates)) + 1):
+            if update == 451 and after:
+                share = np.sqrt(after[0] / h) if after[1] != beta else 1.0
+                velocity, (h, beta) = [share * v for v in velocity], after
             if update in updates:
                 losses.append(self(weights, slice(None))[0])
             start = 32 * (update % 45)
@@ -388,6 +395,23 @@ def test_nesterov_adds_friction(nesterov: bool) -> None:
     matrices = real_step_matrix(keras.optimizers.SGD(h, momentum=beta, nesterov=nesterov), curvature)
     frictions = (1 - np.linalg.det(matrices)) / np.sqrt(h)
     np.testing.assert_allclose(frictions, (1 - beta) / np.sqrt(h) + beta * np.sqrt(h) * curvature, rtol=1e-4)
+
+
+@pytest.mark.claim("To keep the ball is to choose a gentler schedule.", chapter="11")
+@pytest.mark.parametrize("kept", [(0.001, 0.99), wrong((0.001, 0.9), why="β stays")])
+def test_a_kept_ball_is_a_gentler_schedule(kept: tuple[float, float]) -> None:
+    """The chapter's three trainings: after half of the updates h and β change."""
+    table = "\n".join(
+        output.get("data", {}).get("text/plain", "")
+        for cell in notebook(CHAPTER).cells
+        for output in cell.get("outputs", [])
+    )
+    printed = [float(loss) for loss in re.findall(r"^h to a .* (0\.\d{3}) +\d+$", table, re.MULTILINE)]
+    digits = NumpyDigits()
+    ends = (0.001, 0.9), kept, (0.01, 0.9)
+    hard, ball_loss, gentle = (digits.train(0.1, 0.9, [900], after)[0] for after in ends)
+    np.testing.assert_allclose([hard, ball_loss, gentle], printed, atol=6e-4)
+    assert abs(ball_loss - gentle) < 0.2 * (hard - gentle)
 
 
 @pytest.mark.claim("Momentum that is light is only a larger learning rate, h/(1 − β).", chapter="11")
