@@ -106,7 +106,7 @@ def test_one_step_beside_two_flows() -> None:
 
 
 def test_errors_of_one_step() -> None:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[6]
     sizes = 0.008 / 2.0 ** np.arange(7)
     expected: dict[str, list[float]] = {"Euler, flow of L": [], "Euler, modified": [], "Heun, flow of L": []}
     for h in sizes:
@@ -123,7 +123,7 @@ def test_errors_of_one_step() -> None:
 
 
 def test_where_the_methods_end() -> None:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[2]
     np.testing.assert_allclose(line(axes, "flow")[1], flow_curvature(), rtol=1e-5)
     for method in ("rk4", "heun", "euler"):
         rates, found = line(axes, method)
@@ -134,8 +134,23 @@ def test_where_the_methods_end() -> None:
     np.testing.assert_allclose(found, np.sum(np.square(ends), axis=1), rtol=1e-4)
 
 
-def test_single_examples() -> None:
+def test_the_jump_in_the_valley() -> None:
+    """Up the walls and down where the valley is wide; what is left of a² − b² is what the steps' factors leave."""
     (axes,) = figure_data(CHAPTER)[4]
+    h, points = 0.5, np.transpose(line(axes, "gradient descent"))
+    np.testing.assert_allclose(points, descend(valley, np.array([0.2, 2.2]), h, 12), atol=2e-5)
+    residual = Y - np.prod(points, axis=1)
+    assert residual.argmax() == 6
+    assert residual[6] ** 2 > 20 * residual[0] ** 2
+    left = np.prod(1 - (h * residual[:-1]) ** 2) * (points[0, 0] ** 2 - points[0, 1] ** 2)
+    assert points[-1, 0] ** 2 - points[-1, 1] ** 2 == pytest.approx(left, abs=1e-3)
+    a, b = line(axes, "limit")
+    np.testing.assert_allclose([a[0] * b[0], h * (a[0] ** 2 + b[0] ** 2)], [Y, 2], rtol=1e-4)
+    assert h * np.sum(points[0] ** 2) > 2 > h * np.sum(points[-1] ** 2)
+
+
+def test_single_examples() -> None:
+    (axes,) = figure_data(CHAPTER)[5]
     h, random, (a, b), path = 0.025, np.random.default_rng(1), START, []
     for _ in range(6000):
         path.append(a * a + b * b)
@@ -190,7 +205,7 @@ class Network(Digits):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(("name", "h", "weight"), [("small", 0.1, 0), ("penalty", 0.1, 0.7 / 4), ("large", 0.8, 0)])
 def test_sharpness_at_equal_loss(name: str, h: float, weight: float, seed: int) -> None:
-    (axes,) = figure_data(CHAPTER)[5]
+    (axes,) = figure_data(CHAPTER)[3]
     loss, sharpness = line(axes, f"{name} {seed}")
     network = Network(seed)
     path = network.train(h, weight)

@@ -147,6 +147,16 @@ def test_networks_of_performance_are_those_that_were_measured() -> None:
     assert not said
 
 
+def test_what_performance_counts_is_in_the_networks_that_were_measured() -> None:
+    """Activations of the four layers, and weights: the figures of which the page makes its estimate."""
+    page = (ROOT / "book" / "performance.md").read_text()
+    networks = bench_oracle.convolutional(128, 8), bench_oracle.dense(2048)
+    activations = [256 * sum(math.prod(layer.output.shape[1:]) for layer in net.layers[:4]) for net in networks]
+    assert "| activations | {} million | {} million |\n".format(*(round(n / 1e6) for n in activations)) in page
+    cnn, dense = (network.count_params() for network in networks)
+    assert f"| weights | {cnn:,} | {dense / 1e6:.0f} million |\n" in page
+
+
 def test_bars_of_all_optimizers_contain_1() -> None:
     results = json.loads((ROOT / "book" / "performance.json").read_text())
     bars = [(row["ratio_q1"], row["ratio_q3"]) for row in results if fnmatch.fnmatchcase(row["what"], "*–*–*")]
