@@ -40,6 +40,8 @@ _FOOT = (
 )
 # An A4 page without its margins, in CSS pixels: Chromium makes everything smaller if something is wider.
 _WIDTH = 657
+# A figure is drawn in points, with words of 9.5 of them.
+_SCALE = 0.75
 
 
 class Part(NamedTuple):
@@ -79,6 +81,8 @@ def article(site: pathlib.Path, page: str, printed: set[str], chinese: bool = Tr
     assert isinstance(found, Tag)
     for fold in found.select("details.hide"):  # of what is folded, the figures are printed
         fold.replace_with(*(each for each in fold.select(".cell_output") if each.select("figure")))
+    for drawing in found.select("svg.drawing"):
+        drawing["width"] = f"{_SCALE * float(str(drawing['viewbox']).split()[2]):.0f}pt"
     for useless in found.select(".headerlink, .viewcode-link, script, .start"):
         useless.decompose()
     for paragraph in found.select("p"):

@@ -19,8 +19,8 @@ DARK = {
     "#7d7d7d": "#9a9a9a",
     "#6b6b6b": "#a8a8a8",
 }
-# A darker shade of one of them, in a figure with two lines of one method (chapter 03).
-SHADES = {"#5c2415": "#f6c9b8"}
+# A darker shade of one of them, in a figure with two lines of one method (chapters 03 and 08).
+SHADES = {"#5c2415": "#f6c9b8", "#003f63": "#d6ecfa"}
 _IMAGE = re.compile(r'<img\b(?=[^>]*\bsrc="[^"]*_images/([^"]+\.svg)")[^>]*>')
 
 

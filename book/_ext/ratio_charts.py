@@ -59,7 +59,12 @@ class _Axis:
         return 100 * math.log(value / self.low) / math.log(self.high / self.low)
 
     def head(self) -> str:
-        marks = (f'<b style="left: {self.place(tick):.1f}%">{tick:g}</b> ' for tick in self.ticks)
+        kept: list[float] = []  # what a phone has room for: 1, and from there outwards what is not close to another
+        for tick in sorted(self.ticks, key=lambda tick: abs(math.log(tick))):
+            if all(abs(self.place(tick) - self.place(other)) > 25 for other in kept):
+                kept.append(tick)
+        close = {tick: "" if tick in kept else 'class="close" ' for tick in self.ticks}
+        marks = (f'<b {close[tick]}style="left: {self.place(tick):.1f}%">{tick:g}</b> ' for tick in self.ticks)
         return f'<th class="axis" scope="col"><span class="strip">{"".join(marks)}</span></th>'
 
     def strip(self, low: float, high: float, points: Iterable[float], kind: str = "time") -> str:

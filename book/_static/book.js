@@ -1,13 +1,12 @@
 // What is wider than a phone scrolls: the keyboard must be able to reach it, and the eye must see that it goes on.
 document.addEventListener("DOMContentLoaded", () => {
-  document.querySelectorAll(".bd-article table").forEach((table) => {
-    table.tabIndex = 0;
-  });
-  document.querySelectorAll(".bd-article pre").forEach((box) => {
+  document.querySelectorAll(".bd-article :is(pre, table)").forEach((box) => {
+    const isTable = box.localName === "table";
     const mark = () => {
+      if (isTable && isText(box)) stack(box);
       const end = box.scrollLeft + box.clientWidth;
-      box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
-      box.parentElement.classList.toggle("scrolls", end < box.scrollWidth - 1);
+      box.tabIndex = isTable || box.scrollWidth > box.clientWidth ? 0 : -1;
+      (isTable ? box : box.parentElement).classList.toggle("scrolls", end < box.scrollWidth - 1);
     };
     box.addEventListener("scroll", mark, { passive: true });
     addEventListener("resize", mark, { passive: true });
@@ -28,3 +27,20 @@ addEventListener("load", async () => {
     mark();
   });
 });
+
+// A table of sentences that is wider than a phone becomes a list there: a row is a paragraph, its cells say their headings.
+function isText(table) {
+  const long = (row) => [...row.cells].filter((cell) => cell.textContent.length > 25).length;
+  const isWide = table.scrollWidth > table.clientWidth + 1;
+  return isWide && !table.closest(".cell_output") && [...table.rows].some((row) => long(row) > 1);
+}
+
+function stack(table) {
+  const heads = [...table.rows[0].cells].map((cell) => cell.textContent.trim());
+  for (const row of table.tBodies[0].rows) {
+    [...row.cells].forEach((cell, i) => {
+      cell.dataset.head = heads[i];
+    });
+  }
+  table.classList.add("stacks");
+}

@@ -22,6 +22,13 @@ VIEWS = {
 IN_FULL = {PAGES[0], CHAPTERS[0], "book/api"}
 ENTRIES = 20  # of the API, which are looked at in the dark and on the phone: all are made alike, and have been seen
 FLATTEN = "blocks => blocks.forEach(block => { block.textContent = block.textContent; })"
+# Formulas in a line that are wider than their place, which would cut them off.
+CUT = """() => [...document.querySelectorAll("article span.math")].filter(each =>
+  each.querySelector("mjx-math").getBoundingClientRect().right > each.getBoundingClientRect().right + 2
+).map(each => each.textContent)"""
+# Tables that a wide window cuts off.
+HIDDEN = """() => [...document.querySelectorAll("article .pst-scrollable-table-container")].filter(each =>
+  each.scrollWidth > each.clientWidth + 1).map(each => each.textContent.slice(0, 80))"""
 # What the theme itself gets wrong, by rule and page ("" stands for every page).
 UPSTREAM = {
     ("", "label-content-name-mismatch"),
@@ -82,6 +89,8 @@ def test_page_is_clean(visit: Any, name: str) -> None:
         page.wait_for_function(f"document.documentElement.dataset.theme == '{what['color_scheme']}'")
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, f"overflow, {view}"
+        assert page.evaluate(CUT) == [], f"formulas that are cut off, {view}"
+        assert view == "phone" or page.evaluate(HIDDEN) == [], f"tables that are cut off, {view}"
         if view != "phone" or name in IN_FULL:
             rules = {"runOnly": ["color-contrast"]} if view == "dark" else {}
             found = violations(page, name, {"resultTypes": ["violations"], "preload": False, **rules})
@@ -126,6 +135,18 @@ def test_search_finds_a_word(visit: Any, address: str) -> None:
     found = page.eval_on_selector_all("#search-results li a", "links => links.map(link => link.href)")
     assert any("03_momentum_and_state" in link for link in found)
     assert complaints == []
+
+
+def test_a_table_of_sentences_is_a_list_on_a_phone(visit: Any) -> None:
+    page, _ = visit("book/symptoms")
+    table = page.locator("article table").first
+    first, second = table.locator("tbody tr").first.locator("td").all()[:2]
+    assert first.bounding_box()["y"] == second.bounding_box()["y"]
+    page.set_viewport_size(VIEWS["phone"]["viewport"])
+    page.wait_for_selector("table.stacks")
+    assert first.bounding_box()["y"] < second.bounding_box()["y"]
+    assert second.evaluate("cell => getComputedStyle(cell, '::before').content") == '"because" ": "'
+    assert page.locator("article table.scrolls").count() == 0
 
 
 def test_copy_button_copies(visit: Any) -> None:

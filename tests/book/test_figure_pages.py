@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import pytest
 from book_pages import titled
@@ -9,6 +10,7 @@ from figure_pages import DARK, SHADES, dark, numbered, themed
 from page_head import DEFAULT, description
 
 from companion import figures
+from tests.book.reading import CHAPTERS, notebook
 
 DRAWING = """<?xml version="1.0"?>
 <!DOCTYPE svg>
@@ -36,6 +38,14 @@ def test_every_colour_of_the_book_has_a_partner() -> None:
 @pytest.mark.parametrize("colour", [*DARK, *SHADES])
 def test_words_can_be_read_on_the_dark_page(colour: str) -> None:
     assert contrast(dark(colour), "#121212") >= 4.5
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_what_stands_out_on_the_light_page_does_on_the_dark_one(chapter: str) -> None:
+    code = "".join(cell.source for cell in notebook(chapter).cells if cell.cell_type == "code").lower()
+    for colour in set(re.findall("#[0-9a-f]{6}\\b", code)):
+        if contrast(colour, "#ffffff") >= 4.5:
+            assert contrast(dark(colour), "#121212") >= 4.5, colour
 
 
 @pytest.mark.parametrize("colour", figures.WORDS.values())

@@ -2,6 +2,7 @@
 
 import fnmatch
 import html
+import itertools
 import json
 import math
 import pathlib
@@ -10,7 +11,7 @@ import statistics
 
 import pytest
 from book_pages import Claim, claims_page, collect_claims, overview_rows, performance_page
-from ratio_charts import ratio
+from ratio_charts import chart, ratio
 
 from tests.benchmarks import bench_oracle
 from tests.book.reading import CHAPTERS, markdown, plain_text
@@ -222,6 +223,16 @@ def test_charts_of_performance_draw_each_result_where_it_belongs() -> None:
         for value, place in known if high > 2 * low else []:
             expected = left + (right - left) * math.log(value / low) / math.log(high / low)
             assert place == pytest.approx(expected, abs=4)  # what is said is rounded, what is drawn is not
+
+
+def test_an_axis_keeps_its_1_on_a_phone_and_only_marks_that_are_apart() -> None:
+    row = {"name": "SGD", "what": "SGD, it", "ratio_median": 1.0, "ratio_q1": 0.9, "ratio_q3": 1.1}
+    for change in ({}, {"ratio_q1": 0.3}, {"ratio_q1": 0.01}):
+        marks = re.findall(r'<b (class="close" )?style="left: ([\d.]+)%">([\d.]+)</b>', chart([ratio(row | change)]))
+        kept = [float(left) for close, left, _ in marks if not close]
+        assert all(right - left > 25 for left, right in itertools.pairwise(kept))
+        assert "1" in [text for close, _, text in marks if not close]
+        assert len(kept) < len(marks)
 
 
 def test_a_row_is_divided_into_what_and_over_what() -> None:

@@ -47,6 +47,20 @@ def test_solutions_stand_at_the_end_and_folded_code_nowhere(page: Any) -> None:
     assert page.select("figure svg.drawing")
 
 
+def test_words_have_one_size_in_all_figures_and_fit_on_the_paper(site: pathlib.Path) -> None:
+    drawings = [
+        each
+        for part in contents()[1:3]
+        for page in part.pages
+        for each in article(site, page, set())[0].select("svg.drawing")
+    ]
+    assert len(drawings) > 10
+    for each in drawings:
+        drawn, printed = float(each["viewbox"].split()[2]), float(each["width"].removesuffix("pt"))
+        assert printed / drawn == pytest.approx(0.75, rel=0.01)
+        assert printed < 174 / 25.4 * 72
+
+
 def test_every_page_of_the_contents_is_printed_in_order() -> None:
     parts = contents()
     pages = [page for part in parts for page in part.pages]
