@@ -246,9 +246,7 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
         """
         if not isinstance(oracle, GradientOracle):
             raise TypeError(f"`oracle` must be a companion.GradientOracle. Received: oracle={oracle!r}")
-        theirs = getattr(
-            oracle.model, "optimizer", None
-        )  # where the loss is scaled, Keras has wrapped the optimizer to do it
+        theirs = getattr(oracle.model, "optimizer", None)  # where the loss is scaled, Keras has wrapped ours to do it
         _take_step(theirs if self in wrapped_by(theirs) else self, oracle)
         return oracle.loss
 
@@ -259,7 +257,8 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
                 f"{type(self).__name__} asks for gradients itself, which this training step does not let it: call "
                 "`optimizer.inject(model)` or `companion.inject(model)` after `compile`, and again after cloning or "
                 "loading. In a `train_step` of your own, call `optimizer.step(oracle)` with "
-                "oracle=companion.GradientOracle(model, data, loss=function). Nothing was changed."
+                "oracle=companion.GradientOracle(model, data, loss=function). Beside others in a MultiOptimizer it "
+                "cannot ask: compile the model with it alone. It has changed nothing."
             )
         if self._is_taken is None:
             return super().apply(grads, trainable_variables)
@@ -298,8 +297,7 @@ class InjectedModel(Listening):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """What ``fit`` does with a batch."""
-        weight_fn, merge = type(self).weight_fn, type(self).merge
-        return _train_step(self, self.micro_batches, weight_fn, merge, listener_of(self), data)
+        return _train_step(self, self.micro_batches, type(self).weight_fn, type(self).merge, listener_of(self), data)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """What ``evaluate`` does with a batch."""
@@ -330,9 +328,7 @@ def _test_step(model: Any, listener: Any, data: Any) -> dict[str, Any]:
 
 def _logs(model: Any, results: dict[str, Any]) -> dict[str, Any]:
     """Metrics as Keras wants them: of several workers' it takes the mean over the first axis, and scalars have none."""
-    if not has_workers(model):
-        return results
-    return {name: tf.reshape(result, (1,)) for name, result in results.items()}
+    return {name: tf.reshape(result, (1,)) for name, result in results.items()} if has_workers(model) else results
 
 
 def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> dict[str, Any]:
@@ -342,13 +338,17 @@ def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> 
     if listener:
         listener.begin(oracle)
     with _step_of(injected):
-        if not injected and oracle.is_whole and oracle.merge is weighted_mean and not (listener and listener.checks):
+        plain = not (injected or (listener and listener.checks)) and oracle.is_whole and oracle.merge is weighted_mean
+        if plain:
             gradients, answers = oracle.plain(), None
         else:
             oracle.prepare()
-            if not optimizer.built:  # or questions would be asked at another loss scale than the answer is applied with
-                optimizer.build(oracle.model.trainable_variables)
-            asks_itself = injected and oracle.model.trainable_variables
+        variables = oracle.model.trainable_variables
+        if variables and not optimizer.built:  # or the loss would be scaled otherwise than the answer is applied with
+            optimizer.build(variables)
+        _check_optimizer(optimizer)  # what a MultiOptimizer holds is known now
+        if not plain:
+            asks_itself = injected and variables
             if asks_itself and listener and listener.checks:  # what `direction` may assign
                 own = keras.optimizers.Optimizer.variables.fget(injected[0])
                 oracle.kept = [(variable, tf.identity(variable)) for variable in own]
@@ -357,7 +357,6 @@ def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> 
             answers = injected[0]._questions.answers[0] if asks_itself else found
             if asks_itself and injected[0]._is_taken is not None:
                 oracle.take_back(unless=injected[0]._is_taken, but=of_metrics(oracle.model))
-        variables = oracle.model.trainable_variables
         if variables:
             with _weighed(optimizer, oracle) as is_weighed:
 
@@ -429,15 +428,20 @@ def _check(model: Any) -> None:
             "optimizer.apply([slope if slope is None else optimizer.scale_loss(slope) for slope in oracle()], "
             f"model.trainable_variables). Received: model={model.name!r} of class {type(model).__name__}"
         )
-    outer: list[Any] = []
-    for layer in wrapped_by(model.optimizer):
-        is_wrapped = not all(isinstance(other, keras.optimizers.LossScaleOptimizer) for other in outer)
-        if isinstance(layer, InjectedOptimizer) and is_wrapped:
+    _check_optimizer(model.optimizer)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    layers = list(wrapped_by(optimizer))
+    outermost, *inside = [one for one in layers if not isinstance(one, keras.optimizers.LossScaleOptimizer)]
+    for layer in inside:
+        if isinstance(layer, InjectedOptimizer):
             raise ValueError(
-                f"{type(layer).__name__} asks for several gradients of one batch, and must not be wrapped: for a batch "
-                f"in parts, pass `micro_batches` to `inject`. Received: it is wrapped by {type(outer[-1]).__name__}"
+                f"{type(layer).__name__} asks for several gradients of one batch, and must not be wrapped or be one of "
+                "several: compile the model with it alone, and for a batch in parts pass `micro_batches` to `inject`. "
+                f"Received: it is wrapped by {type(outermost).__name__}"
             )
-        outer.append(layer)
+    for layer in layers:
         if layer.gradient_accumulation_steps:
             raise ValueError(
                 "`gradient_accumulation_steps` on the optimizer and `inject` do not go together: leave it out and pass "

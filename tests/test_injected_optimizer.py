@@ -257,7 +257,7 @@ def test_every_injected_optimizer_is_tested() -> None:
 def assert_refuses_to_train(model: Any) -> None:
     before = model.get_weights()
     with pytest.raises(
-        RuntimeError, match=r"asks for gradients itself.*`optimizer.inject\(model\)`.*Nothing was changed"
+        RuntimeError, match=r"asks for gradients itself.*`optimizer.inject\(model\)`.*It has changed nothing"
     ):
         model.fit(X, Y, verbose=0)
     assert_unmoved(model, before)
@@ -309,6 +309,21 @@ def test_accumulations_are_refused() -> None:
         with pytest.raises(RuntimeError, match=r"asks for gradients itself|2"):
             [model.train_on_batch(X, Y) for _ in range(2)]
         assert_close(arrays(model), START, 0)
+
+
+@pytest.mark.skipif(not hasattr(P, "MultiOptimizer"), reason="this Keras has no MultiOptimizer")
+@pytest.mark.parametrize("known", [True, False], ids=["when injected", "when built"])
+def test_one_of_several_is_refused_before_another_moves(known: bool) -> None:
+    optimizer = Heun(0.25)
+    rules = P.OptimizerMap(optimizer, {".*bias": P.SGD(0.25)})
+    model = sequential()
+    model.compile(P.MultiOptimizer(rules if known else lambda variable: rules[variable.path]), "mse", run_eagerly=True)
+    with pytest.raises(ValueError, match=r"one of several: compile the model with it alone.*wrapped by MultiOptimizer"):
+        inject(model).train_on_batch(X, Y)
+    assert_close(arrays(model), START, 0)
+    with pytest.raises(ValueError, match="compile the model with it alone"):
+        optimizer.step(companion.GradientOracle(model, (X, Y)))
+    assert_close(arrays(model), START, 0)
 
 
 def test_wrong_models() -> None:
