@@ -61,6 +61,7 @@ def launch(
         FileNotFoundError: there is no such script.
         ValueError: an argument is not one of the above.
         OSError: writing to ``out`` has failed; it is a ``BrokenPipeError`` if its reader has gone.
+        RuntimeError: this machine does not let so many workers start; none is left running.
 
     Example:
         >>> import io, pathlib, tempfile
@@ -84,14 +85,15 @@ def launch(
     if not module and not pathlib.Path(script).is_file():
         raise FileNotFoundError(f"`script` must be the path of a Python file. Received: script={str(script)!r}")
     command = [*(["-m"] if module else []), os.fspath(script), *map(os.fspath, given)]
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
     stage = _Stage(sys.stdout if out is None else out)
     running: list[subprocess.Popen[str]] = []
     with _raise_on_termination():
         try:
-            for rank in range(workers):
-                running.append(_start(rank, addresses, command))
-                stage.show(running[rank], rank)
+            with _enough_for(workers):
+                addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
+                for rank in range(workers):
+                    running.append(_start(rank, addresses, command))
+                    stage.show(running[rank], rank)
             while not (stage.error or any(worker.poll() for worker in running)):
                 if None not in [worker.poll() for worker in running]:
                     break
@@ -214,9 +216,23 @@ def _raise_on_termination() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
+@contextlib.contextmanager
+def _enough_for(workers: int) -> Iterator[None]:
+    """Says in words that the machine has no more ports, files, processes or threads."""
     try:
+        yield
+    except (OSError, RuntimeError, OverflowError) as error:
+        raise RuntimeError(
+            "`workers` must be no more than this machine lets start: give fewer, or raise its limits of open files and "
+            f"of processes (`ulimit -n`, `ulimit -u`). Received: workers={workers} ({error})"
+        ) from error
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            sockets.append(socket.socket())
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
@@ -255,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return launch(given.workers, given.module or given.script, words[end:], module=bool(given.module))
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
+    except RuntimeError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -172,6 +173,18 @@ def test_command_line_says_what_is_wrong(script: Any, capsys: Any, arguments: li
         main([argument.replace("{script}", str(path)) for argument in arguments])
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_more_workers_than_files_can_be_open(script: Any, capsys: Any) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, most[1]))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["--workers", "100", str(script("print('never')"))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    words = capsys.readouterr().err
+    assert (ended.value.code, "`workers` must be no more than" in words, "shown" in words) == (1, True, False)
 
 
 def test_main_runs_a_script(script: Any, capfd: Any) -> None:

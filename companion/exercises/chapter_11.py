@@ -13,10 +13,8 @@ from companion.optimizers import Momentum
 def _numbers(answer: Any, names: str) -> tuple[float, float] | str:
     """The two numbers of an answer, or a hint that there are not two."""
     hint = f"the answer is two numbers: ({names})."
-    if isinstance(answer, str | dict) or np.size(answer) != 2:
-        return hint
     try:
-        first, second = (float(value) for value in answer)
+        first, second = () if isinstance(answer, str | dict) else (float(value) for value in answer)
     except (TypeError, ValueError):
         return hint
     return (first, second) if np.isfinite([first, second]).all() else hint

@@ -95,6 +95,17 @@ def test_arrays_are_read_as_lists_are(name: str, answer: tuple[Any, ...]) -> Non
     assert exercises.check(name, *answer) == exercises.check(name, *map(plain, answer))
 
 
+@pytest.mark.parametrize("answer", [keras.Variable(1.0), keras.Variable([1.0, 2.0, 3.0]), [[1, 2], [3]]])
+@pytest.mark.parametrize("name", ["08.4", "09.3", "11.1", "11.2", "17.2"])
+def test_what_cannot_be_gone_through_is_an_answer(name: str, answer: Any) -> None:
+    assert "raised" not in exercises.check(name, answer).message
+
+
+def test_two_numbers_in_a_variable() -> None:
+    two = tuple(np.log(1000) / -np.log1p(-1.8 / across) for across in (1e3, 1e4))
+    assert exercises.check("08.4", keras.Variable(two)).correct
+
+
 # ---- a reader's own settings ----------------------------------------------------------------------------------------
 
 
