@@ -1,5 +1,6 @@
 """The checks of chapter 01 tell right from wrong, and say something useful about each wrong answer."""
 
+import linecache
 from typing import Any
 
 import keras
@@ -181,3 +182,22 @@ def test_hint_says_what_tensorflow_says_after_its_traceback() -> None:
     verdict = exercises.check("01.1", Fails)
     assert "no `if` here" in verdict.message
     assert "in user code" not in verdict.message
+
+
+def test_hint_says_what_keras_says_in_bold() -> None:
+    class Squares(keras.layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            raise TypeError("only whole numbers")
+
+    message = exercises.check("01.1", optimizer(lambda self, g, v, h: Squares()(g))).message
+    assert "raised TypeError: only whole numbers" in message, message
+
+
+@pytest.mark.parametrize("name", ["<ipython-input-1-0f00>", "/tmp/ipykernel_7/42.py"])
+def test_hint_names_the_line_of_the_notebook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def answer(backups):\n    newest = [max(epochs) for epochs in backups]\n    return min(nevest)\n"
+    monkeypatch.setitem(linecache.cache, name, (len(source), None, source.splitlines(True), name))
+    names: dict[str, Any] = {}
+    exec(compile(source, name, "exec"), names)
+    message = exercises.check("15.4", names["answer"]).message
+    assert "your code raised NameError, in `return min(nevest)`: name 'nevest' is not defined" in message
