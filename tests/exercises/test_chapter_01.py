@@ -93,6 +93,9 @@ WRONG = {
         ((optimizer(lambda self, g, v, h: self.assign(v, -h * ops.sign(g))),), "sign(0)"),
         ((optimizer(divided_by_magnitude),), "NaN"),
         ((optimizer(positive_for_zero),), "sign(0)"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, h * ops.sign(g) / 2)),), "not [-0.5, 0.5, 0.0]"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, h * np.sign(g))),), "right when called directly"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, h * float(g[1] < 0) * ops.sign(g))),), "compiled `fit`"),
     ],
     "01.2": [
         ((None,), "class that inherits"),
