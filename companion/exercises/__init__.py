@@ -6,7 +6,9 @@ A check is a function of the answer that returns a hint, or ``None`` if the answ
 import importlib
 import importlib.util
 import inspect
+import re
 import textwrap
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +41,8 @@ def check(number: str, *answer: Any) -> Verdict:
         *answer: what the exercise asks for; ``...`` stands for not answered yet.
 
     Returns:
-        A :class:`Verdict`. A wrong answer gets a hint; an answer that raises gets the exception's name and a hint; and
-        more or fewer answers than the exercise asks for are counted.
+        A :class:`Verdict`. A wrong answer gets a hint; an answer that raises gets the exception's name, the line of the
+        notebook, and what was said; and more or fewer answers than the exercise asks for are counted.
 
     Raises:
         ValueError: there is no exercise of that number.
@@ -66,12 +68,26 @@ def check(number: str, *answer: Any) -> Verdict:
     try:  # a keras.Variable can be read, but not gone through to its end
         hint = checks[number](*(np.array(part) if isinstance(part, keras.Variable) else part for part in answer))
     except Exception as error:  # the answer is a reader's code: whatever it raises becomes a hint
-        lines = str(error).strip().splitlines() or [""]
-        said = lines[-1] if lines[0] == "in user code:" else lines[0]  # a traceback comes first
-        hint = f"your code raised {type(error).__name__}: {said.strip()}"
+        hint = f"your code raised {type(error).__name__}{_where(error)}: {_said(error)}"
     if hint is None:
         return Verdict(True, f"Exercise {number}: right.")
     return Verdict(False, f"Exercise {number}: not yet. Hint: {hint}")
+
+
+def _where(error: Exception) -> str:
+    """The last line of a notebook's cell on the way to an error, if there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.line for frame in frames if re.search(r"^<ipython-input|ipykernel_", frame.filename) and frame.line]
+    return f", in `{textwrap.shorten(lines[-1], 80, placeholder=' …')}`" if lines else ""
+
+
+def _said(error: Exception) -> str:
+    """The one line of an error's message that says what was wrong."""
+    message = str(error).strip()
+    if bold := re.search("\x1b\\[1m(.*?)\x1b", message, re.DOTALL):  # so Keras marks it, between two lists
+        message = bold[1].strip()
+    lines = message.splitlines() or [""]
+    return (lines[-1] if lines[0] == "in user code:" else lines[0]).strip()  # there a traceback comes first
 
 
 def checks_of(chapter: str) -> dict[str, Callable[..., str | None]]:

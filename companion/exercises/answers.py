@@ -2,11 +2,12 @@
 
 import inspect
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 
 def takes(function: Any, arguments: int) -> bool:
@@ -69,6 +70,17 @@ def entries(value: Any) -> list[Any] | None:
     return list(value) if is_row else None
 
 
+def several(value: Any, count: int) -> list[Any] | None:
+    """The parts of a list, a tuple or an array, or ``None`` if it is none of them or has not so many.
+
+    Args:
+        value: anything.
+        count: how many.
+    """
+    is_row = isinstance(value, (list, tuple)) or (getattr(value, "ndim", 0) > 0 and hasattr(value, "__iter__"))
+    return list(value) if is_row and len(value) == count else None
+
+
 def not_a_choice(answer: Any, keys: Collection[str], choices: Sequence[str]) -> str | None:
     """A hint if something is not a dictionary with these keys, each value one of the choices.
 
@@ -95,6 +107,34 @@ def not_an_optimizer(answer: Any) -> str | None:
     if not (inspect.isclass(answer) and issubclass(answer, keras.optimizers.Optimizer)):
         return "the answer is a class derived from keras.optimizers.Optimizer."
     return None
+
+
+def in_a_function(step: Callable[[], Any]) -> str | None:
+    """A hint if what is right when called directly raises when TensorFlow traces it, as Keras's ``fit`` does.
+
+    Args:
+        step: calls a reader's code on tensors.
+    """
+    try:
+        tf.function(step, autograph=False)()
+    except Exception as error:
+        return (
+            f"right when called directly, but in a compiled `fit` it raises {type(error).__name__}: there a tensor has "
+            "no value yet, which `if`, len(), int(), float() and NumPy ask for. Use operations on tensors."
+        )
+    return None
+
+
+def in_fit(optimizer: keras.optimizers.Optimizer) -> str | None:
+    """The same for one step of an optimizer that has made none.
+
+    Args:
+        optimizer: an instance of a reader's class.
+    """
+    weight = keras.Variable([1.0, 2.0], dtype=keras.config.floatx())
+    optimizer.name = "answer"  # Keras makes a scope of it, which a class with a leading underscore would spoil
+    optimizer.build([weight])
+    return in_a_function(lambda: optimizer.apply([keras.ops.ones_like(weight)], [weight]))
 
 
 def first_wrong(wrong: Sequence[int], hints: Sequence[str]) -> str | None:

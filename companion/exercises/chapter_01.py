@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 import companion
-from companion.exercises.answers import entries, whole
+from companion.exercises.answers import entries, in_fit, whole
 
 
 def _not_an_optimizer(answer: Any) -> str | None:
@@ -31,7 +31,7 @@ def _check_sign_sgd(answer: Any) -> str | None:
     if wrong:
         return wrong
     start, gradient, h = [1.0, 2.0, 3.0], [0.125, -16.0, 0.0], 0.5
-    step, right = _step(answer, start, gradient, h, "float32"), -h * np.sign(gradient)
+    step, right = _step(answer, start, gradient, h, "float32"), -h * np.sign(gradient) + 0.0  # no zero with a minus
     if np.isnan(step).any():
         return "a gradient of zero gave NaN: dividing by |g| fails there, `ops.sign` does not"
     if not step.any():
@@ -48,7 +48,7 @@ def _check_sign_sgd(answer: Any) -> str | None:
         return f"gradients {gradient} with h = {h} moved the weight by {step.round(4).tolist()}, not {right.tolist()}"
     if not np.allclose(_step(answer, start, gradient, h / 2, "float32"), right / 2):
         return "the step does not change with the learning rate: use the argument `learning_rate`"
-    return None
+    return in_fit(answer(learning_rate=h))
 
 
 def _check_lars(answer: Any) -> str | None:

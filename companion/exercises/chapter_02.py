@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from companion.exercises.answers import entries, first_wrong, not_an_optimizer, truth, whole
+from companion.exercises.answers import entries, first_wrong, in_fit, not_an_optimizer, truth, whole
 
 
 def snippet_a(self, gradient, variable, learning_rate):
@@ -138,7 +138,15 @@ def _rmsprop(answer: Any) -> str | None:
         return hint
     h, rho, epsilon = 0.1, 0.75, 0.5
     optimizer = answer(learning_rate=h, rho=rho, epsilon=epsilon)
-    found = _trajectory(optimizer)
+    try:
+        found = _trajectory(optimizer)
+    except AttributeError as error:
+        if "'assign'" not in str(error):
+            raise
+        return (
+            "what you assign to is a tensor, which has no memory. `K.zeros` in a plan made a variable; today that is "
+            "self.add_optimizer_variables(variables, name), in `build`."
+        )
 
     def rule(outside: bool = True, memory: bool = True, sign: float = 1.0) -> np.ndarray:
         def step(weight: np.ndarray, g: np.ndarray, a: Any) -> tuple[np.ndarray, Any]:
@@ -175,9 +183,16 @@ def _rmsprop(answer: Any) -> str | None:
             "saved. Create them in `build` with self.add_optimizer_variables(variables, name)."
         )
     config = optimizer.get_config()
+    if not isinstance(config, dict):
+        return "it moves rightly, but `get_config` returns no dictionary."
     if config.get("rho") != rho or config.get("epsilon") != epsilon:
         return "it moves rightly, but a saved model would forget rho and epsilon: they belong into `get_config`."
-    return None
+    if "learning_rate" not in config:
+        return (
+            "it moves rightly, but a saved model would forget the learning rate: begin `get_config` with what "
+            "super().get_config() returns."
+        )
+    return in_fit(answer(learning_rate=h, rho=rho, epsilon=epsilon))
 
 
 def _moves(snippet: Callable[..., Any]) -> bool:
@@ -237,7 +252,7 @@ def _never_learns(answer: Any) -> str | None:
         return "it climbs. The step is θ plus v: the minus is already in v."
     if not is_(rule()):
         return "the weights move, but not as v ← 0.9 v − h g, θ ← θ + v. Write each of the two exactly once."
-    return None
+    return in_fit(answer(learning_rate=h))
 
 
 CHECKS = {"02.1": _rmsprop, "02.2": _which_move, "02.3": _never_learns, "02.4": _how_often}

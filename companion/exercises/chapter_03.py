@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras.optimizers.schedules import InverseTimeDecay
 
-from companion.exercises.answers import entries, not_a_choice
+from companion.exercises.answers import entries, in_fit, not_a_choice
 from companion.exercises.answers import number as _number
 from companion.optimizers import Momentum
 
@@ -48,7 +48,7 @@ def _largest_momentum(answer: Any) -> str | None:
     if abs(beta - (1 - math.sqrt(h * curvature)) ** 2) <= 0.005:
         return None
     if abs(beta - (1 - math.sqrt(h * curvature))) <= 0.005:
-        return "that is the double root of the characteristic equation itself. The product of its two roots is β."
+        return "in the end each step multiplies θ by that number. β is its square."
     if not 0 <= beta < 1:
         return "a momentum lies in [0, 1)."
     theta, v, signs = 1.0, 0.0, []
@@ -59,7 +59,7 @@ def _largest_momentum(answer: Any) -> str | None:
     changes = sum(a != b for a, b in itertools.pairwise(signs))
     if changes:
         return f"with β = {beta:g} the weight changes its sign {changes} times in 400 steps. Find where that begins."
-    return f"with β = {beta:g} the weight never changes its sign, but a larger β is possible. When do the roots meet?"
+    return f"with β = {beta:g} the weight never changes its sign, but a larger β is possible. Try 0.01 more."
 
 
 def _recurrence(kind: str) -> np.ndarray:
@@ -116,7 +116,7 @@ def _nesterov(answer: Any) -> str | None:
     if any(borrowed):
         return "that is the `nesterov` argument at work. Write both lines of the rule yourself."
     if np.allclose(path, _recurrence("right"), atol=1e-5):
-        return None
+        return in_fit(answer(learning_rate=0.125, momentum=0.5))
     if np.allclose(path, [2.0, -1.0], atol=1e-7):
         return "the weight does not move. `update_step` returns nothing; it must call self.assign_add(variable, …)."
     for kind, hint in _NESTEROV_HINTS.items():
@@ -164,11 +164,13 @@ def _first_step(answer: Any) -> str | None:
         return "the length is right, the direction is not: minimisation goes against the gradient."
     if abs(large - (5 - 0.25 * 4000)) <= 1e-3 or abs(small - (5 + 0.25 * 0.4)) <= 1e-3:
         return "that is the step of SGD. Adam divides by the root of the mean of g²."
+    if abs(abs(large) - 0.25) <= 1e-3 and abs(abs(small) - 0.25) <= 1e-3:
+        return "that is how far the weight moves. It stood at 5: where does it stand now?"
     if abs(abs(large - 5) - 0.25 * 0.1 / math.sqrt(0.001)) <= 1e-2:
         return "that is the step without the bias corrections."
     if abs(large - 4.75) <= 1e-3:
         return "the first number is right. Does the second gradient's size matter?"
-    return "put t = 1 into the rule: what are m and v, and what is left of g after the correction?"
+    return "put t = 1 into the rule: what are m and q, and what is left of g after the correction?"
 
 
 CHECKS = {"03.1": _largest_momentum, "03.2": _nesterov, "03.3": _lost_state, "03.4": _first_step}

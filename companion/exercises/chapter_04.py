@@ -55,7 +55,10 @@ def _draw_negatives(answer: Any) -> str | None:
     if not takes(answer, 4):
         return "give the function `draw_negatives` itself: it takes counts, neighbour, size and random."
     counts = _COUNTS.copy()
-    drawn = np.asarray(answer(counts, _NEIGHBOUR, _DRAWS, np.random.default_rng(0)))
+    drawn = answer(counts, _NEIGHBOUR, _DRAWS, np.random.default_rng(0))
+    if drawn is None:
+        return "`draw_negatives` returns None. It must return an array of ids."
+    drawn = np.asarray(drawn)
     if drawn.shape != (_DRAWS,):
         return f"asked for {_DRAWS} ids, it returned something of the shape {drawn.shape}."
     if not np.issubdtype(drawn.dtype, np.integer) or drawn.min() < 0 or drawn.max() >= len(counts):

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from companion.exercises.answers import entries, first_wrong, not_an_optimizer, number, truth
+from companion.exercises.answers import entries, first_wrong, not_an_optimizer, number, several, truth
 
 
 def snippet_a(due: bool) -> list[float]:
@@ -179,6 +179,13 @@ def _repair(answer: Any) -> str | None:
                 "right when run eagerly. A tf.function records the step before `due` is True or False, so Python's "
                 "`if` has nothing to ask. `ops.cond` and `ops.where` can wait."
             )
+        except TypeError as error:
+            if "type method" not in str(error):
+                raise
+            return (
+                "right when run eagerly. In `update_step` `variable` is TensorFlow's own variable, whose `value` is a "
+                "method: let the branch return ops.convert_to_tensor(variable), as the draft does."
+            )
         where = "in a tf.function" if in_function else "run eagerly"
         if np.allclose(weights, np.outer(meant, [1, 2]), rtol=1e-9):
             if not all(
@@ -207,7 +214,7 @@ def _window(answer: Any) -> str | None:
     found, gradients = [], [10**k for k in range(9)]
     for gradient in gradients:
         state = answer(*state, gradient)
-        if not isinstance(state, (tuple, list)) or len(state) != 3:
+        if several(state, 3) is None:
             return "`step` returns three values: weight, total, count."
         found.append(-state[0])
     meant = [sum(gradients[: step - step % 3]) for step in range(1, 10)]

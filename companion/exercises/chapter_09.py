@@ -97,6 +97,8 @@ def _sam(answer: Any) -> str | None:
         return "right, but a gradient of zero makes it NaN. `keras.ops.divide_no_nan` gives 0 there."
     if not all(np.allclose(*pair, atol=1e-6) for pair in zip(_after_step(answer(h)), _expected(0.05, h), strict=True)):
         return "right with rho=0.5. But without the argument rho must be 0.05."
+    if optimizer.get_config().get("rho") != rho:
+        return "it steps rightly, but a file would forget rho: add it to what super().get_config() returns."
     return None
 
 

@@ -84,6 +84,11 @@ def _orders(answer: Any) -> str | None:
     if all(orders[name] == method.order + 1 for name, method in _SUSPECTS.items()):
         return "these are the slopes for one step. Over a fixed time there are 1/h of them: one order less."
     wrong = [name for name, method in _SUSPECTS.items() if orders[name] != method.order]
+    if wrong and orders[wrong[0]] > 4:  # type: ignore[operator]
+        return (
+            f"{wrong[0]}: with four questions no method has an order above four. Halve the step until the slope is "
+            "steady, while the errors stay above rounding, some 1e-14; or take another loss."
+        )
     return _FAULTS[wrong[0]] if wrong else None
 
 

@@ -45,7 +45,7 @@ def _largest_stable(answer: Any) -> str | None:
     try:
         found = [answer(float(damping), float(frequency)) for damping, frequency in cases]
     except ZeroDivisionError:
-        return "it divides by zero for a game without damping, or without frequency. Solve |1 + h(−a + iω)|² = 1 for h."
+        return "it divides by zero for a game without damping, or without frequency. Solve |1 + h(−c + iω)|² = 1 for h."
     if any(value is ... for value in found):
         return "`largest_stable` still returns `...`."
     if any(value is None for value in found):
@@ -56,7 +56,7 @@ def _largest_stable(answer: Any) -> str | None:
     if np.allclose(values, 2 * damping / size, rtol=1e-3, atol=1e-3):
         return None
     if np.allclose(values, 2 / np.sqrt(size), rtol=1e-3):
-        return "that is 2 over the modulus of −a + iω, right only without a rotation. Solve |1 + h(−a + iω)|² = 1."
+        return "that is 2 over the modulus of −c + iω, right only without a rotation. Solve |1 + h(−c + iω)|² = 1."
     if np.allclose(values, damping / size, rtol=1e-3, atol=1e-3):
         return "that is where it shrinks fastest. The limit is further out."
     if values[3] > 1e-3:

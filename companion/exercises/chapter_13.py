@@ -66,9 +66,13 @@ def _flow_through(answer: Any) -> str | None:
         ((15.0, 0.1), "beyond hλ = 1 the points change sides at every step, and a flow cannot cross its minimum"),
         ((10.0, 0.1), "at hλ = 1 one step lands on the minimum, and no flow gets there in finite time"),
     ):
-        with np.errstate(all="ignore"):
-            if answer(*hopeless) is not None:
-                return f"right below hλ = 1. But {why}: return None."
+        try:
+            with np.errstate(all="ignore"):
+                given = answer(*hopeless)
+        except (ValueError, ZeroDivisionError):  # of math.log
+            given = 0.0
+        if given is not None:
+            return f"right below hλ = 1. But {why}: return None."
     return None
 
 
@@ -178,7 +182,7 @@ def _of_second_order(answer: Any) -> str | None:
 _SAY = {"A": False, "B": True, "C": False, "D": False, "E": True}
 _SAY_HINTS = {
     "A": "A has one minimum. Where else could a run end?",
-    "B": "B is the valley of this chapter. Look at its dial.",
+    "B": "B is the valley of this chapter, and its tables say where runs at two rates end.",
     "C": "C has a line of minima, but look at the directions of its gradients: which points can a run reach at all?",
     "D": "D is B with weight decay. Is there still a curve of minima, and can the penalty move a minimum?",
     "E": "E has a curve of minima, and its gradients turn on the way down. Run it with two rates, near 0.001.",

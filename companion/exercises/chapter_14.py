@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from companion.exercises.answers import number, takes
+from companion.exercises.answers import in_a_function, number, takes
 
 # ---- 1 --------------------------------------------------------------------------------------------------------------
 
@@ -65,7 +65,12 @@ _COUNTS: list[list[int]] = [[4, 3], [2, 2, 2, 1], [20], [63, 1], [5, 5, 5]]
 def _worth(answer: Any) -> str | None:
     if not takes(answer, 1):
         return "give the function `worth` itself: it takes the list of counts."
-    found = [number(answer(list(counts))) for counts in _COUNTS]
+    found = []
+    for counts in _COUNTS:
+        try:
+            found.append(number(answer(list(counts))))
+        except (IndexError, ValueError) as error:
+            return f"for the counts {counts} it raises {type(error).__name__}: there may be any number of devices."
     if any(value is None for value in found):
         return "`worth` must return one number for each list of counts."
     values = np.array(found, "float64")
@@ -104,12 +109,16 @@ def _worth(answer: Any) -> str | None:
 
 
 def _answers() -> tuple[list[np.ndarray], np.ndarray]:
-    """Five devices and two variables. The third is furthest over all, the fifth in one coordinate."""
+    """Five devices and two variables. The third is furthest over all, the fifth in one coordinate.
+
+    The second is furthest from the mean, and if the two lengths are added up.
+    """
     random = np.random.default_rng(3)
     matrix, vector = random.normal(size=(5, 3, 2)), random.normal(size=(5, 4))
-    matrix[2] += 4.0
-    vector[2] -= 4.0
-    vector[4, 0] += 7.0
+    matrix[2] += 6.0
+    matrix[1] -= 3.0
+    vector[1] -= 4.0
+    vector[4, 0] += 9.0
     return [matrix, vector], np.array([4.0, 2.0, 3.0, 1.0, 5.0])
 
 
@@ -127,11 +136,15 @@ def _without_the_furthest(answer: Any) -> str | None:
     if shapes != [(3, 2), (4,)]:
         return f"for variables of the shapes [(3, 2), (4,)] it must return these shapes, not {shapes}."
     if _equal(found, _mean_without(gradients, weights, 2)):
-        broken = [np.where(np.isin(np.arange(5), 1).reshape(5, *[1] * (g.ndim - 1)), np.nan, g) for g in gradients]
-        found = [np.asarray(each) for each in answer([tf.constant(g) for g in broken], tf.constant(weights))]
-        if not _equal(found, _mean_without(gradients, weights, 1)):
-            return "right, until a device sends NaN: its distance is NaN, too. Count that as the largest of all."
-        return None
+        right = _mean_without(gradients, weights, 1)
+        if not _equal(_with_a_faulty_device(answer, gradients, weights, np.nan), right):
+            if not _equal(_with_a_faulty_device(answer, gradients, weights, np.inf), right):
+                return "right, until a device sends NaN or ∞: 0 · NaN is NaN. Drop its row, do not weigh it with 0."
+            return (
+                "right, until a device sends NaN: its distance is NaN, too. Count that as the largest of all. (And "
+                "measure from `merging.median`, which stays a number.)"
+            )
+        return in_a_function(lambda: answer([tf.constant(g) for g in gradients], tf.constant(weights)))
     by_variable = [_mean_without([gradients[0]], weights, 2)[0], _mean_without([gradients[1]], weights, 4)[0]]
     known = {
         "nobody has been left out.": _mean_without(gradients, weights, None),
@@ -151,10 +164,25 @@ def _without_the_furthest(answer: Any) -> str | None:
     for hint, wrong in known.items():
         if _equal(found, wrong):
             return hint
-    nearest = [_mean_without(gradients, weights, row) for row in (0, 1, 3)]
+    if _equal(found, _mean_without(gradients, weights, 1)):
+        return "measure from the median, not from a mean; and over all variables add up squares, not lengths."
+    nearest = [_mean_without(gradients, weights, row) for row in (0, 3)]
     if any(_equal(found, wrong) for wrong in nearest):
         return "the wrong device is left out. The furthest has the *largest* distance from the median."
     return "measure each device's distance from the median over all variables, and drop its row everywhere."
+
+
+def _with_a_faulty_device(
+    answer: Any, gradients: list[np.ndarray], weights: np.ndarray, says: float
+) -> list[np.ndarray]:
+    """What a rule makes of the answers if the second device says nothing but this."""
+    import tensorflow as tf
+
+    broken = [gradient.copy() for gradient in gradients]
+    for gradient in broken:
+        gradient[1] = says
+    with np.errstate(all="ignore"):
+        return [np.asarray(each) for each in answer([tf.constant(g) for g in broken], tf.constant(weights))]
 
 
 def _mean_without(gradients: list[np.ndarray], weights: np.ndarray, row: int | None) -> list[np.ndarray]:

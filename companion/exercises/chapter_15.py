@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from companion.exercises.answers import number, takes
+from companion.exercises.answers import number, several, takes
 
 # ---- 1 --------------------------------------------------------------------------------------------------------------
 
@@ -37,7 +37,7 @@ def _traffic(answer: Any) -> str | None:
         given = answer(*schedule, _WEIGHTS)
         if given is None or given is ...:
             return "`traffic` returns nothing yet. It must return two numbers, exchanges and bytes."
-        if not isinstance(given, (tuple, list)) or len(given) != 2:
+        if several(given, 2) is None:
             return "`traffic` must return two numbers, exchanges and bytes."
         pair = [number(value) for value in given]
         if None in pair:
@@ -111,7 +111,7 @@ def _outer_step(answer: Any) -> str | None:
     given = answer(_ANCHOR.copy(), _WORKERS.copy(), _VELOCITY.copy(), _RATE, _MOMENTUM)
     if given is None or given is ...:
         return "`outer_step` returns nothing yet. It must return the new weights and the new velocity."
-    if not isinstance(given, (tuple, list)) or len(given) != 2:
+    if several(given, 2) is None:
         return "`outer_step` must return two arrays, the new weights and the new velocity."
     weights, velocity = (np.asarray(part, "float64") for part in given)
     if weights.shape != (3,) or velocity.shape != (3,):
@@ -237,7 +237,10 @@ def _epoch_to_resume(answer: Any) -> str | None:
     if answer([[2], [2]]) is ...:
         return "`epoch_to_resume` returns nothing yet."
     for backups, expected, hint in _BACKUPS:
-        given = answer([list(epochs) for epochs in backups])
+        try:
+            given = answer([list(epochs) for epochs in backups])
+        except ValueError as error:
+            return f"for {backups} it raises {type(error).__name__}, {error}. An empty list is epoch 0."
         if (given is None) != (expected is None) or (given is not None and number(given) != expected):
             return f"for {backups} it returns {given!r}. But {hint}"
     return None

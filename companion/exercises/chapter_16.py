@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from companion.exercises.answers import number as _number
+from companion.exercises.answers import several
 from companion.exercises.answers import takes as _takes
 
 # ---- 1 --------------------------------------------------------------------------------------------------------------
@@ -22,12 +23,14 @@ def _lion(answer: Any) -> str | None:
         return "give the function itself, of (theta, m, g, h, beta_1, beta_2)."
     given = [_THETA.copy(), _M.copy(), _G.copy()]
     found = answer(*given, _H, _BETA_1, _BETA_2)
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
+    if several(found, 2) is None:
         return "return two things: the new theta and the new m."
     theta, m = (np.asarray(each, dtype=float) for each in found)
     (right_theta, right_m), (swapped_theta, swapped_m) = _step(_BETA_1, _BETA_2), _step(_BETA_2, _BETA_1)
     if theta.shape != _THETA.shape or m.shape != _M.shape:
         return "the new theta and the new m have the shape of the old ones."
+    if np.allclose(theta, right_m) and np.allclose(m, right_theta):
+        return "the two are right, in the other order: theta first."
     if np.allclose(theta, swapped_theta) and np.allclose(m, swapped_m):
         return "the two betas have changed places: the step mixes with β₁, the memory with β₂."
     if np.allclose(theta, 2 * _THETA - right_theta):
@@ -56,7 +59,7 @@ def _muon(answer: Any) -> str | None:
         return 'give one letter: "a", "b" or "c".'
     hints = {
         "a": "a is the method: the momentum takes in the raw gradient, and what the step would be is orthogonalised.",
-        "c": "c scales the momentum by 1 − μ. What does the division by the norm make of a factor?",
+        "c": "c scales the momentum by 1 − μ. What does `polar` make of a factor?",
     }
     return hints.get(letter)
 
@@ -72,6 +75,8 @@ def _share(answer: Any) -> str | None:
     shares = [float(np.sum(ramp[:100] ** power) / np.sum(ramp**power)) for power in (0, 1, 2)]
     if abs(value - shares[2]) < 2e-4:
         return None
+    if value == round(shares[2], 3):
+        return "right to three decimals: give one more."
     if abs(value - shares[0]) < 1e-6:
         return "that is the share where iterates weigh alike. Here each weighs the square of its learning rate."
     if abs(value - shares[1]) < 2e-4:

@@ -39,7 +39,12 @@ def _two_loop(answer: Any) -> str | None:
     for count in (3, 1, 0):
         gradient, pairs = _problem(count)
         kept = gradient.copy(), [(s.copy(), y.copy()) for s, y in pairs]
-        found = answer(gradient, pairs)
+        try:
+            found = answer(gradient, pairs)
+        except (IndexError, NameError):
+            if pairs:
+                raise
+            return "with pairs it is right. With none there is no newest pair to scale with: return the gradient."
         if found is None:
             return "your function returns nothing yet."
         found = np.asarray(found, dtype=float)

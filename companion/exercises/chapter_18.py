@@ -19,8 +19,17 @@ _DISEASES = {
 }
 
 
+_NAMES = (
+    *("rate too high", "rate too low", "decay too strong", "dead ReLUs", "vanishing gradients"),
+    *("exploding gradients", "frozen by mistake", "float16 underflow", "wrong labels", "not shuffled"),
+)
+
+
 def _diagnoses(a: Any, b: Any, c: Any, d: Any, e: Any) -> str | None:
     given = dict(zip("ABCDE", (a, b, c, d, e), strict=True))
+    for run, name in given.items():
+        if str(name).strip().lower() not in map(str.lower, _NAMES):
+            return f"{run}: {name!r} is no run of the table with the dials. It has {', '.join(_NAMES)}."
     for run, (disease, hint) in _DISEASES.items():
         if str(given[run]).strip().lower() != disease.lower():
             return f"{run}: {hint}"
@@ -59,6 +68,12 @@ def _norm(answer: Any) -> str | None:
 # ---- 3 --------------------------------------------------------------------------------------------------------------
 
 
+_EQUATIONS = (
+    "put the means over the steps into the two equations of the fold Why these formulas?, solve them for tr Σ and "
+    "‖∇L‖², and divide."
+)
+
+
 def _noise_scale(answer: Any) -> str | None:
     if not (callable(answer) and _takes(answer, 4)):
         return "give the function itself, which takes small, big, b and B."
@@ -70,19 +85,22 @@ def _noise_scale(answer: Any) -> str | None:
         return "it must return one number for all steps."
     expected = traces.mean() / squares.mean()
     if abs(found - expected) < 1e-5 * expected:
+        other = _number(answer(small, big, 8, 64))
+        if other is None or abs(other - 64 * 8 * (small - big).mean() / (64 * big - 8 * small).mean()) > 1e-4:
+            return "right for parts of a quarter of the batch. Use b and B: there may be another number of parts."
         return None
     hints = (
         (np.mean(traces / squares), "you divide in each step and average then. Average first, divide then."),
         (1 / expected, "it is the noise over the signal, not the other way round."),
-        (traces.mean(), "that is the trace. Divide by the squared norm of the true gradient."),
+        (traces.mean(), "that is tr Σ, the noise. Divide it by the signal, ‖∇L‖²."),
         (
             traces.mean() / big.mean(),
-            "the batch's squared norm still holds noise. Take it out: G² has its own formula.",
+            "the batch's squared norm still holds noise. Take it out, to have the signal.",
         ),
         (expected / batch, "that is a share of the batch. The noise scale is a number of examples."),
     )
     near = [hint for value, hint in hints if abs(found - value) < 1e-6 * abs(value)]
-    return near[0] if near else "S and G² are the two formulas above, with the means over steps put in; then divide."
+    return near[0] if near else _EQUATIONS
 
 
 CHECKS = {"18.1": _diagnoses, "18.2": _norm, "18.3": _noise_scale}

@@ -11,6 +11,7 @@ import pytest
 
 import companion
 from companion import datasets
+from companion.exercises import chapter_18
 from tests.book.reading import figure_data, line, notebook
 from tests.kit.cases import wrong
 from tests.kit.network import softmax
@@ -43,6 +44,11 @@ def gradient(weights: Weights, x: np.ndarray, y: np.ndarray) -> tuple[float, Wei
         found = [into.T @ error, error.sum(axis=0), *found]
         error = (error @ kernel.T) * (into > 0)
     return float(-np.log(share[rows, y]).mean()), found
+
+
+def test_names_of_the_runs_are_those_that_exercise_1_takes() -> None:
+    (source,) = (cell.source for cell in notebook(CHAPTER).cells if cell.source.startswith("runs = {"))
+    assert re.findall(r'^    "(.+)": run\(', source, re.MULTILINE) == ["healthy", *chapter_18._NAMES]
 
 
 def squared(values: Sequence[np.ndarray]) -> float:

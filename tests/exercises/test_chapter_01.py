@@ -1,5 +1,6 @@
 """The checks of chapter 01 tell right from wrong, and say something useful about each wrong answer."""
 
+import linecache
 from typing import Any
 
 import keras
@@ -92,6 +93,9 @@ WRONG = {
         ((optimizer(lambda self, g, v, h: self.assign(v, -h * ops.sign(g))),), "sign(0)"),
         ((optimizer(divided_by_magnitude),), "NaN"),
         ((optimizer(positive_for_zero),), "sign(0)"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, h * ops.sign(g) / 2)),), "not [-0.5, 0.5, 0.0]"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, h * np.sign(g))),), "right when called directly"),
+        ((optimizer(lambda self, g, v, h: self.assign_sub(v, h * float(g[1] < 0) * ops.sign(g))),), "compiled `fit`"),
     ],
     "01.2": [
         ((None,), "class that inherits"),
@@ -181,3 +185,22 @@ def test_hint_says_what_tensorflow_says_after_its_traceback() -> None:
     verdict = exercises.check("01.1", Fails)
     assert "no `if` here" in verdict.message
     assert "in user code" not in verdict.message
+
+
+def test_hint_says_what_keras_says_in_bold() -> None:
+    class Squares(keras.layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            raise TypeError("only whole numbers")
+
+    message = exercises.check("01.1", optimizer(lambda self, g, v, h: Squares()(g))).message
+    assert "raised TypeError: only whole numbers" in message, message
+
+
+@pytest.mark.parametrize("name", ["<ipython-input-1-0f00>", "/tmp/ipykernel_7/42.py"])
+def test_hint_names_the_line_of_the_notebook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def answer(backups):\n    newest = [max(epochs) for epochs in backups]\n    return min(nevest)\n"
+    monkeypatch.setitem(linecache.cache, name, (len(source), None, source.splitlines(True), name))
+    names: dict[str, Any] = {}
+    exec(compile(source, name, "exec"), names)
+    message = exercises.check("15.4", names["answer"]).message
+    assert "your code raised NameError, in `return min(nevest)`: name 'nevest' is not defined" in message

@@ -107,6 +107,27 @@ class NoConfig(RightRMSprop):
         return super(RightRMSprop, self).get_config()
 
 
+class OnlyItsOwnConfig(RightRMSprop):
+    def get_config(self):
+        return {"rho": self.rho, "epsilon": self.epsilon}
+
+
+class ConfigReturnsNothing(RightRMSprop):
+    def get_config(self):
+        super().get_config()
+
+
+class SlotsAreTensors(RightRMSprop):
+    def build(self, variables):
+        keras.optimizers.Optimizer.build(self, variables)
+        self.means = [ops.zeros(variable.shape) for variable in variables]
+
+
+class SquaresInNumPy(RightRMSprop):
+    def new_mean(self, a, gradient):
+        return self.rho * a + (1 - self.rho) * np.square(gradient)
+
+
 class OtherArguments(keras.optimizers.Optimizer):
     def __init__(self, lr=0.1):
         super().__init__(learning_rate=lr)
@@ -130,6 +151,10 @@ class NoUpdateStep(RightRMSprop):
         (KeepsHalf, "what is kept"),
         (UnknownSlots, "0 slots"),
         (NoConfig, "get_config"),
+        (OnlyItsOwnConfig, "forget the learning rate"),
+        (ConfigReturnsNothing, "returns no dictionary"),
+        (SlotsAreTensors, "self.add_optimizer_variables(variables, name), in `build`"),
+        (SquaresInNumPy, "right when called directly"),
         (OtherArguments, "TypeError"),
         (NoUpdateStep, "NotImplementedError"),
         (keras.optimizers.SGD, "ValueError"),

@@ -59,6 +59,13 @@ class _NotKept(companion.Momentum):
         self.assign_add(variable, -self.momentum * h * gradient - h * gradient)
 
 
+class _InNumPy(companion.Momentum):
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        h, v = float(learning_rate), self.velocities[self._get_variable_index(variable)]
+        self.assign(v, self.momentum * v - h * gradient)
+        self.assign_add(variable, self.momentum * v - h * gradient)
+
+
 class _Idle(companion.Momentum):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         pass
@@ -126,12 +133,13 @@ WRONG = [
     ("03.1", True, "one number"),
     ("03.1", [0.1, 0.2], "one number"),
     ("03.1", float("nan"), "one number"),
-    ("03.1", 0.8, "product"),
+    ("03.1", 0.8, "β is its square"),
     ("03.1", 1.2, "[0, 1)"),
     ("03.1", -0.5, "[0, 1)"),
     ("03.1", 0.9, "changes its sign"),
     ("03.1", 0.99, "changes its sign"),
     ("03.1", 0.5, "larger"),
+    ("03.1", 0.63, "Try 0.01 more"),
     ("03.2", None, "class"),
     ("03.2", "Nesterov", "class"),
     ("03.2", lambda gradient: gradient, "class"),
@@ -139,6 +147,7 @@ WRONG = [
     ("03.2", companion.Momentum(), "not an instance"),
     ("03.2", companion.Momentum, "plain momentum"),
     ("03.2", _Plain, "plain momentum"),
+    ("03.2", _InNumPy, "right when called directly"),
     ("03.2", _SignError, "gradient enters"),
     ("03.2", _Brake, "against the gradient"),
     ("03.2", _NoGradient, "missing"),
@@ -176,6 +185,7 @@ WRONG = [
     ("03.4", (5 - 0.25 * 3.1623, 5 + 0.25 * 3.1623), "without the bias corrections"),
     ("03.4", (4.75, 5.0), "second"),
     ("03.4", (4.0, 6.0), "t = 1"),
+    ("03.4", (-0.25, 0.25), "It stood at 5"),
 ]
 
 

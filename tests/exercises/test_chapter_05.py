@@ -107,6 +107,11 @@ class WithCond(Right):
         ops.cond(due, lambda: variable.assign(variable - step), lambda: ops.convert_to_tensor(variable))
 
 
+class AsInTheChapter(Right):
+    def write(self, variable, due, step):
+        ops.cond(due, lambda: variable.assign(variable - step), lambda: variable.value)
+
+
 class Outside(Right):
     def write(self, variable, due, step):
         moved = variable.assign(variable - step)
@@ -194,6 +199,7 @@ class OtherArguments(keras.optimizers.Optimizer):
         (Late, "not after 3 and 6"),
         (StoresOutside, "What has to happen to the sum"),
         (PythonIf, "right when run eagerly. A tf.function records"),
+        (AsInTheChapter, "let the branch return ops.convert_to_tensor(variable)"),
         (EagerOnly, "right when run eagerly. A tf.function records"),
         (OtherArguments, "TypeError"),
         (Right(learning_rate=1.0), "without parentheses"),

@@ -1,5 +1,6 @@
 """Exercises of chapter 08: right answers are right, wrong ones get a hint that helps, and nothing raises."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ RIGHT: list[tuple[str, Any]] = [
     ("08.2", dict(_RUNS)),
     ("08.3", _clock),
     ("08.3", _clock_list),
+    ("08.3", lambda schedule, steps: itertools.accumulate([0.0, *_rates(schedule, steps)])),
     ("08.4", (3838, 38376)),
     ("08.4", [3835, 38373]),
     ("08.4", np.array([3840.0, 38400.0])),

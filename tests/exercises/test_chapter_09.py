@@ -17,6 +17,7 @@ def sam(
     safe: bool = True,
     takes: str = "rho",
     ignores: bool = False,
+    saves: bool = True,
 ) -> type:
     """A subclass in the shape of SAM, with one thing changed."""
 
@@ -39,6 +40,9 @@ def sam(
             divide = ops.divide_no_nan if safe else ops.divide
             far = [v + sign * divide(self.far * k, n) for v, k, n in zip(values, slopes, norms, strict=True)]
             return oracle(far) if last == "second" else slopes
+
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), **({"rho": self.far} if saves else {})}
 
     return Answer
 
@@ -79,6 +83,7 @@ WRONG = [
     ("09.2", (sam(safe=False),), "NaN"),
     ("09.2", (sam(rho=0.5),), "0.05"),
     ("09.2", (_Returns,), "raised"),
+    ("09.2", (sam(saves=False),), "a file would forget rho"),
     ("09.3", (None,), "the letters"),
     ("09.3", (True,), "the letters"),
     ("09.3", ("all of them",), "the letters"),

@@ -54,6 +54,7 @@ WRONG: list[tuple[str, tuple[Any, ...], str]] = [
     ("10.2", (changed(ORDERS, A=4),), "nearly right"),
     ("10.2", (changed(ORDERS, B=3),), "rounding"),
     ("10.2", (changed(ORDERS, C=4),), "steady"),
+    ("10.2", (changed(ORDERS, B=5),), "no method has an order above four"),
     ("10.2", (changed(ORDERS, D=1),), "D is not"),
     ("10.3", (None, None), "two numbers"),
     ("10.3", ("eight", 4), "two numbers"),

@@ -1,5 +1,6 @@
 """Exercises of chapter 13: right answers are right, wrong ones get a hint that helps, and nothing raises."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("13.2", lambda curvature, h: np.log(1 + h * curvature) / h, "not 1 + hλ"),
     ("13.2", lambda curvature, h: 7.0, "Solve"),
     ("13.2", _no_limit, "change sides"),
+    ("13.2", lambda curvature, h: -math.log(1 - h * curvature) / h, "change sides"),
     ("13.2", _infinite_at_one, "one step lands"),
     ("13.2", _absolute, "change sides"),
     ("13.3", None, "function"),
@@ -161,7 +163,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("13.4", {**SAY, "A": "no"}, "True or False"),
     ("13.4", {**SAY, "A": []}, "True or False"),
     ("13.4", {**SAY, "A": True}, "one minimum"),
-    ("13.4", {**SAY, "B": False}, "dial"),
+    ("13.4", {**SAY, "B": False}, "its tables"),
     ("13.4", {**SAY, "C": True}, "directions"),
     ("13.4", {**SAY, "D": True}, "weight decay"),
     ("13.4", {**SAY, "E": False}, "two rates"),

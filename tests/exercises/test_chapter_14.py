@@ -81,18 +81,35 @@ def _furthest_in_one(gradients: Any) -> Any:
     return np.max(rows, axis=0).argmax()
 
 
-def _in_tensorflow(largest: float) -> Any:
-    """A rule that takes a distance of NaN for ``largest``."""
+def _in_tensorflow(largest: float, count: Any = tf.size) -> Any:
+    """A rule that takes a distance of NaN for ``largest``, and counts the devices with ``count``."""
 
     def rule(gradients: Any, weights: Any) -> Any:
         middle = merging.median(gradients, weights)
-        squares = [tf.reshape((g - m) ** 2, (len(weights), -1)) for g, m in zip(gradients, middle, strict=True)]
+        squares = [tf.reshape((g - m) ** 2, (count(weights), -1)) for g, m in zip(gradients, middle, strict=True)]
         distances = tf.reduce_sum(tf.concat(squares, 1), 1)
         distances = tf.where(tf.math.is_nan(distances), tf.cast(largest, distances.dtype), distances)
         stays = tf.range(5) != tf.argmax(distances, output_type="int32")
         return merging.weighted_mean([tf.boolean_mask(g, stays) for g in gradients], tf.boolean_mask(weights, stays))
 
     return rule
+
+
+def _weighs_with_zero(gradients: Any, weights: Any) -> Any:
+    middle = merging.median(gradients, weights)
+    squares = [tf.reshape((g - m) ** 2, (len(weights), -1)) for g, m in zip(gradients, middle, strict=True)]
+    distances = tf.reduce_sum(tf.concat(squares, 1), 1)
+    furthest = tf.argmax(tf.where(tf.math.is_nan(distances), distances.dtype.max, distances))
+    return merging.weighted_mean(gradients, weights * (1 - tf.one_hot(furthest, len(weights), dtype=weights.dtype)))
+
+
+def _furthest_by_lengths(gradients: Any) -> Any:
+    return sum(np.sqrt(_distances([g], [np.median(g, axis=0)])) for g in gradients).argmax()
+
+
+def _furthest_from_the_mean(gradients: Any) -> Any:
+    weights = chapter_14._answers()[1]
+    return _distances(gradients, [np.average(g, axis=0, weights=weights) for g in gradients]).argmax()
 
 
 def _by_variable(gradients: Any, weights: Any) -> Any:
@@ -115,7 +132,6 @@ RIGHT: list[tuple[str, Any]] = [
     ("14.2", _worth),
     ("14.2", lambda counts: len(counts) / np.mean([1 / n for n in counts])),
     ("14.3", _in_tensorflow(np.inf)),
-    ("14.3", _leaves(_furthest)),
     ("14.4", CHANGES),
     ("14.4", {key: sorted(value) for key, value in CHANGES.items()}),
 ]
@@ -148,6 +164,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("14.2", lambda counts: sum(counts) ** 2 / sum(n * n for n in counts), "same weight"),
     ("14.2", lambda counts: 4 * counts[0] * counts[-1] / (counts[0] + counts[-1]), "right for two devices"),
     ("14.2", lambda counts: 7.0, "48/7"),
+    ("14.2", lambda counts: 4 * counts[0] * counts[1] / sum(counts), "for the counts [20] it raises IndexError"),
     ("14.3", None, "function"),
     ("14.3", lambda gradients: gradients, "function"),
     ("14.3", lambda gradients, weights: None, "list"),
@@ -156,6 +173,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("14.3", merging.weighted_mean, "nobody"),
     ("14.3", _leaves(_furthest, weigh=False), "by their weights"),
     ("14.3", _keeps_the_weight, "still divides"),
+    ("14.3", _leaves(_furthest), "right when called directly"),
+    ("14.3", _in_tensorflow(np.inf, count=len), "right when called directly"),
+    ("14.3", _weighs_with_zero, "do not weigh it with 0"),
+    ("14.3", _leaves(_furthest_by_lengths), "squares, not lengths"),
+    ("14.3", _leaves(_furthest_from_the_mean), "not from a mean"),
     ("14.3", _leaves(_furthest_in_one), "one coordinate"),
     ("14.3", _by_variable, "over all variables"),
     ("14.3", merging.median, "median itself"),
@@ -197,10 +219,11 @@ def test_whose_step_can_change(event: str) -> None:
 
 
 def test_who_is_furthest() -> None:
-    """Over all variables the third device, in one coordinate the fifth; so the two mistakes can be told apart."""
+    """Over all variables the third device, in one coordinate the fifth, else the second: the mistakes differ."""
     gradients, _ = chapter_14._answers()
     assert _furthest(gradients) == 2
     assert _furthest_in_one(gradients) == 4
+    assert _furthest_by_lengths(gradients) == _furthest_from_the_mean(gradients) == 1
 
 
 def test_noise_of_shares() -> None:

@@ -53,6 +53,7 @@ WRONG = [
     ("16.1", (lion(sign=2.0),), "one entry by hand"),
     ("16.1", (other_memory,), "The memory is not"),
     ("16.1", (in_place,), "in place"),
+    ("16.1", (lambda *given: lion()(*given)[::-1],), "theta first"),
     ("16.1", (lambda *given: 1 / 0,), "raised"),
     ("16.2", ("a",), "is the method"),
     ("16.2", ("c",), "factor"),
@@ -63,6 +64,7 @@ WRONG = [
     ("16.3", (100 * SHARE / (SHARE + 300),), "per cent"),
     ("16.3", (SHARE / 300,), "all 400"),
     ("16.3", (0.5,), "Divide the first sum"),
+    ("16.3", (0.101,), "one more"),
     ("16.3", ("few",), "a number"),
 ]
 

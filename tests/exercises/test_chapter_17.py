@@ -64,6 +64,7 @@ test_right, test_wrong = judged(
         ("17.1", two_loop(order=-1), "turned round"),
         ("17.1", two_loop(second=False), "it is not H g"),
         ("17.1", in_place, "changes what it was given"),
+        ("17.1", lambda gradient, pairs: pairs[-1] and two_loop()(gradient, pairs), "With none there is no newest"),
         ("17.1", lambda gradient, pairs: gradient / 0 if pairs[5] else 0, "IndexError"),
         ("17.2", 3, "give the letters"),
         ("17.2", "abc", "b: with dropout"),

@@ -186,6 +186,9 @@ class SAM(companion.InjectedOptimizer):
         size = ops.sqrt(sum(ops.sum(ops.square(slope)) for slope in slopes))
         return oracle([v + ops.divide_no_nan(self.rho * k, size) for v, k in zip(values, slopes, strict=True)])
 
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "rho": self.rho}
+
 
 class Brake(companion.Momentum):
     """Right for 11.4."""
@@ -237,6 +240,24 @@ def step(weight: Any, total: Any, count: int, gradient: float) -> list[Any]:
     return [weight - 3 * (total * (1 / 3)), 0, count] if count % 3 == 0 else [weight, total, count]
 
 
+def traffic(steps: int, every: int, warmup: int, weights: int) -> tuple[int, int]:
+    """Right for 15.1."""
+    exchanges = min(steps, warmup) - (min(steps, warmup) - steps) // every
+    return exchanges, 4 * weights * exchanges
+
+
+def outer_step(anchor: Any, workers: Any, velocity: Any, rate: float, momentum: float) -> tuple[Any, Any]:
+    """Right for 15.2."""
+    pull = rate * (anchor - workers.mean(axis=0))
+    velocity = momentum * velocity - pull
+    return anchor + momentum * velocity - pull, velocity
+
+
+def lion(theta: Any, m: Any, g: Any, h: float, beta_1: float, beta_2: float) -> tuple[Any, Any]:
+    """Right for 16.1."""
+    return theta - h * np.sign(beta_1 * m + (1 - beta_1) * g), beta_2 * m + (1 - beta_2) * g
+
+
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
@@ -246,6 +267,9 @@ def step(weight: Any, total: Any, count: int, gradient: float) -> list[Any]:
         ("05.4", step),
         ("09.1", np.float32(1) - np.float32(1e-7)),
         ("17.3", np.float32(0.1) - np.float32(0.1) * np.float32(4) * (np.float32(0.1) + np.float32(0.5))),
+        ("15.1", lambda *given: np.array([given[0], 4 * given[0] * given[3]]) if given[1] == 1 else traffic(*given)),
+        ("15.2", lambda *given: np.stack(outer_step(*given))),
+        ("16.1", lambda *given: ops.stack(lion(*given))),
         ("13.1", lambda theta, h: (ops.square(theta) - 1) ** 2 / 4 + h / 4 * (ops.power(theta, 3.0) - theta) ** 2),
         ("13.2", lambda curvature, h: None if h * curvature >= 1 else -ops.log(1 - h * curvature) / h),
     ],
