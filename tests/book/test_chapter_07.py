@@ -50,7 +50,7 @@ def test_losses_are_those_of_numpy(name: str) -> None:
             kernel -= np.mean(seen, axis=0)
             seen.clear()
         losses.append(loss())
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     batch, found = line(axes, name)
     np.testing.assert_array_equal(batch, np.arange(25))
     np.testing.assert_allclose(found, losses, rtol=1e-5)
@@ -116,7 +116,7 @@ ROWS = [
 
 
 def matrix() -> np.ndarray:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[0]
     return np.array(axes["images"][0]) ** 2
 
 
@@ -450,7 +450,7 @@ def test_a_schedule_by_updates(name: str, of: str) -> None:
 
 def test_the_rates_drawn_have_closed_forms() -> None:
     """Keras reads an update's rate at its last part: at step 2, 5, 8 and so on."""
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[1]
     _, rule = SCHEDULES["warm-up and cosine"]
     for name, steps in {"as meant": range(12), "Keras": range(2, 36, 3)}.items():
         np.testing.assert_allclose(line(axes, name)[1], [rule(min(step, 12)) for step in steps], atol=1e-6)
