@@ -307,6 +307,16 @@ def is_own(model: keras.Model, method: str) -> bool:
     return getattr(getattr(model, method), "__func__", None) is not getattr(keras.Model, method)
 
 
+def functions_of(model: keras.Model) -> tuple[Any, Any]:
+    """The ``weight_fn`` and the ``merge`` of a model or of its class, as they were set: not bound to the model.
+
+    Args:
+        model: an :class:`~companion.InjectedModel`.
+    """
+    own, common = vars(model), type(model)
+    return own.get("weight_fn", common.weight_fn), own.get("merge", common.merge)
+
+
 def refuse_overwritten(model: keras.Model) -> None:
     """Raises where a "gradient" is what a variable becomes, so that sums of several, or steps along it, mean nothing.
 
