@@ -178,7 +178,9 @@ class Questions:
         answers = self._oracle(None if values is None else self.constrained(values))
         self.answers.append(answers)
         return [
-            tf.zeros(value.shape, self.dtype) if answer is None else tf.cast(tf.convert_to_tensor(answer), self.dtype)
+            tf.zeros(value.shape, self.dtype)
+            if answer is None
+            else tf.ensure_shape(tf.cast(tf.convert_to_tensor(answer), self.dtype), value.shape)
             for answer, value in zip(answers, self.values, strict=True)
         ]
 
