@@ -162,7 +162,7 @@ def test_price_with_fair_samples(own_digits: bool) -> None:
     assert round(local_sgd(20, own_digits)[-1] / local_sgd(1, own_digits)[-1], 2) == 1.01
 
 
-@pytest.mark.claim("It needs 24 exchanges; spread evenly, 20 of them do better.", chapter="15")
+@pytest.mark.claim("It needs 24 exchanges; 20 that are spread evenly (k = 5) end lower.", chapter="15")
 def test_warm_up_against_even_exchanges() -> None:
     assert local_sgd(5, own_digits=True)[-1] < local_sgd(20, own_digits=True, warmup=20)[-1]
 

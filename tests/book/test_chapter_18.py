@@ -204,8 +204,7 @@ def test_dead_units_have_no_gradient(bias: float) -> None:
 
 
 @pytest.mark.claim(
-    "In the network of sigmoids the gradient norm falls to less than a third from each of the upper layers to the "
-    "next.",
+    "In the network of sigmoids the gradient norm falls to less than a third at each of the first five steps down.",
     chapter="18",
 )
 def test_gradients_vanish_layer_by_layer() -> None:
