@@ -201,8 +201,8 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
 
         Args:
             oracle: a :class:`~companion.questions.Questions`, which is a function of a list of tensors, or of nothing
-                for the current weights, that answers a list of gradients there, or at the nearest points that meet
-                the constraints.
+                for the current weights, that answers a list of gradients there, or at what constraints make of it.
+                With one that is no projection (``MinMaxNorm`` with a ``rate``) a method may rest at another point.
             values: the current weights, tensors of one dtype: the widest of the weights', and at least float32.
             learning_rate: the learning rate of this step, a scalar tensor of the same dtype.
 
