@@ -184,7 +184,8 @@ class GradientAccumulation(WrappingOptimizer):
         """Creates an accumulator for each variable, and the wrapped optimizer's slots."""
         if self.built:
             return
-        if scales := [name_of(v) for v in variables if getattr(v, "overwrite_with_gradient", False)]:
+        scales = [name_of(v) for v in variables if getattr(v, "overwrite_with_gradient", False)]
+        if scales:  # not `:=`, which AutoGraph does not know
             raise ValueError(
                 "A float8 layer cannot be trained with accumulation: its scales' gradients have no mean. Leave it out; "
                 f"or use Keras's own `gradient_accumulation_steps`, which keeps the largest. Received: {scales}"
@@ -298,9 +299,7 @@ class GradientAccumulation(WrappingOptimizer):
             with self._frozen_stay():
                 replicas(self._update, args=(batch.subset, sums, window[_WEIGHT]))
 
-        conditions = []
-        if self.normalize == "weight":
-            conditions.append(tf.reduce_max(window[_WEIGHT]) > 0)
+        conditions = [tf.reduce_max(window[_WEIGHT]) > 0] if self.normalize == "weight" else []
         if self.on_nonfinite == "skip_window":
             finite = everywhere(strategy, all_finite, sums)
             lost = tf.cast(tf.reduce_max(window[_MICRO_BATCHES]), "int64")

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from companion.gradients import coalesce, square, widened
 from companion.merging import weighted_mean
+from companion.questions import functions_of
 from companion.replicas import across_replicas, replicas_of
 from companion.wrapping import wrapped_by
 
@@ -324,7 +325,7 @@ class Listening:
         inherited, listener = super().make_train_function, listener_of(self)  # type: ignore[misc]
         if listener:
             inherited = functools.partial(listener.make_train_function, inherited)
-        inherited(force)
+        inherited(force or vars(self).pop("_is_stale", False))  # a compiled step holds what was set when it was made
 
 
 def listener_for(model: Any, diagnostics: Any, check_finite: Any, micro_batches: int, merge: Any) -> Listener | None:
@@ -369,10 +370,10 @@ def listener_of(model: Any) -> Listener | None:
     Args:
         model: an :class:`~companion.InjectedModel`.
     """
-    wanted = (model.diagnostics, model.check_finite, model.micro_batches)
+    wanted = (model.diagnostics, model.check_finite, model.micro_batches, *functions_of(model))
     if wanted != vars(model).get("_listens_to"):
-        listener = listener_for(model, *wanted, type(model).merge)
-        vars(model).update(_listens_to=wanted, _listener=listener)  # past Keras, which would track it
+        listener = listener_for(model, *wanted[:3], wanted[-1])
+        vars(model).update(_listens_to=wanted, _listener=listener, _is_stale=True)  # past Keras, which would track it
     return vars(model)["_listener"]
 
 

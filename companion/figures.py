@@ -37,6 +37,8 @@ STYLE: dict[str, Any] = {
     "axes.titlecolor": "auto",
     "axes.titlelocation": "left",
     "axes.titlesize": 10.5,
+    **dict.fromkeys([f"boxplot.{part}props.color" for part in ("box", "cap", "flier", "whisker")], "black"),
+    "boxplot.flierprops.markeredgecolor": "black",
     "figure.constrained_layout.use": True,
     "figure.dpi": 200,
     "figure.edgecolor": "white",

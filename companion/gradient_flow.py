@@ -111,7 +111,7 @@ def observed_order(step_sizes: Any, errors: Any) -> float:
     r"""The exponent :math:`p` in error :math:`\propto h^p`: the slope of a line through the logarithms.
 
     Args:
-        step_sizes: at least two different step sizes greater than 0.
+        step_sizes: step sizes greater than 0, of which two differ by more than rounding.
         errors: the error that each led to, greater than 0 as well.
 
     Returns:
@@ -129,9 +129,10 @@ def observed_order(step_sizes: Any, errors: Any) -> float:
     for name, array in (("step_sizes", sizes), ("errors", found)):
         if array.ndim != 1 or not (np.isfinite(array) & (array > 0)).all():
             raise ValueError(f"`{name}` must be a list of finite numbers greater than 0. Received: {name}={array}")
-    if len(set(sizes.tolist())) < 2:
+    powers = np.log(sizes)
+    if not sizes.size or np.ptp(powers) < 1e-8:
         raise ValueError(f"`step_sizes` must hold two different sizes at least. Received: step_sizes={step_sizes!r}")
-    return float(np.polynomial.polynomial.polyfit(np.log(sizes), np.log(found), 1)[1])
+    return float(np.polynomial.polynomial.polyfit(powers, np.log(found), 1)[1])
 
 
 # On a quadratic.
@@ -162,22 +163,29 @@ def quadratic_flow(matrix: Any, values: Any, times: Any, minimum: Any = 0.0) -> 
                [0.5 , 0.25]])
     """
     a = np.atleast_2d(_numbers("matrix", matrix, is_real=True))
-    if a.shape != a.T.shape or not np.isfinite(a).all() or np.abs(a - a.T).max() > 1e-8 * np.abs(a).max():
+    if not a.size or a.shape != a.T.shape or not np.isfinite(a).all() or np.abs(a - a.T).max() > 1e-8 * np.abs(a).max():
         raise ValueError(f"`matrix` must be symmetric and finite. Received: matrix={matrix!r}")
     start = _numbers("values", values, () if np.ndim(values) == 0 and len(a) == 1 else (len(a),), is_real=True)
     centre = np.zeros(start.shape) + _numbers("minimum", minimum, np.shape(minimum) and start.shape, is_real=True)
     moments = _numbers("times", times, is_real=True)
     curvatures, axes = np.linalg.eigh(a)
     along = axes * (axes.T @ np.atleast_1d(start - centre))  # of each mode, what each value has
-    with np.errstate(over="ignore"):  # what grows without a bound is infinite, in the values that have a share of it
-        decay = np.exp(-np.multiply.outer(moments, curvatures))
-    moved = decay @ along.T if np.isfinite(decay).all() else _grown(decay, along)
+    with np.errstate(over="ignore", invalid="ignore"):
+        powers = np.where(curvatures == 0, 0, -np.multiply.outer(moments, curvatures))
+        decay = np.exp(powers)
+        moved = decay @ along.T if np.isfinite(decay).all() else _grown(powers, along)
     return moved.reshape(moments.shape + start.shape) + centre
 
 
-def _grown(decay: Array, along: Array) -> Array:
-    with np.errstate(invalid="ignore"):
-        return np.stack([np.where(row == 0, 0, decay * row).sum(-1) for row in along], -1)
+def _grown(powers: Array, along: Array) -> Array:
+    """What grows without a bound is infinite in the values that have a share of it; the fastest mode says which way."""
+    values = []
+    for row in along:
+        top = np.where(row == 0, -np.inf, powers).max(-1, keepdims=True)
+        beside = np.where(powers == top, 1, np.exp(powers - top))
+        total = np.where(row == 0, 0, beside * row).sum(-1)
+        values.append(np.where(total == 0, 0, total * np.exp(top[..., 0])))
+    return np.stack(values, -1)
 
 
 def oscillation(curvature: Any, friction: float, values: Any, times: Any, velocity: Any = 0.0) -> Array:
@@ -228,6 +236,12 @@ def oscillation(curvature: Any, friction: float, values: Any, times: Any, veloci
 # Fields that ``integrate`` follows as it follows a gradient.
 
 
+def _parts(state: Array, names: str) -> Array:
+    if np.ndim(state) == 0 or len(state) != names.count(",") + 1:
+        raise ValueError(f"`values` must be np.stack([{names}]). Received: values={state!r}")
+    return state
+
+
 def heavy_ball(gradient: Gradient, friction: float) -> Gradient:
     r"""The motion :math:`\theta'' + \gamma \theta' + \nabla L(\theta) = 0`, to be followed by ``integrate``.
 
@@ -249,7 +263,7 @@ def heavy_ball(gradient: Gradient, friction: float) -> Gradient:
     gradient, friction = _checked(gradient), arguments.number("friction", friction, -np.inf, include_low=False)
 
     def field(state: Array) -> Array:
-        position, velocity = state
+        position, velocity = _parts(state, "position, velocity")
         return np.stack([-velocity, friction * velocity + gradient(position)])
 
     return field
@@ -272,7 +286,7 @@ def nesterov(gradient: Gradient) -> Gradient:
     gradient = _checked(gradient)
 
     def field(state: Array) -> Array:
-        position, velocity, time = state
+        position, velocity, time = _parts(state, "position, velocity, time")
         if not (time > 0).all():
             raise ValueError(f"`time`, the last of the state, must be greater than 0. Received: time={time!r}")
         return np.stack([-velocity, 3 / time * velocity + gradient(position), -np.ones_like(time)])
@@ -314,8 +328,8 @@ def modified_gradient(gradient: Gradient, hessian: Callable[[Array], Array], ste
        \nabla\tilde L(\theta) = \nabla L(\theta) + \frac{h}{2} \nabla^2 L(\theta)\, \nabla L(\theta)
 
     Args:
-        gradient: :math:`\nabla L`, of values in one dimension.
-        hessian: :math:`\nabla^2 L`, a matrix.
+        gradient: :math:`\nabla L`, of values in one dimension, or of a number.
+        hessian: :math:`\nabla^2 L`, a matrix, or a number.
         step_size: :math:`h`.
 
     Returns:
@@ -325,7 +339,9 @@ def modified_gradient(gradient: Gradient, hessian: Callable[[Array], Array], ste
     step_size = arguments.number("step_size", step_size, -np.inf, include_low=False)
 
     def modified(values: Array) -> Array:
+        if np.ndim(values) > 1:
+            raise ValueError(f"`values` must be in one dimension, or a number. Received: values={values!r}")
         slope = gradient(values)
-        return slope + step_size / 2 * hessian(values) @ slope
+        return slope + step_size / 2 * np.dot(hessian(values), slope)
 
     return modified

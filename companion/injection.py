@@ -20,7 +20,7 @@ from companion.diagnostics import Listening, detach, listener_for, listener_of, 
 from companion.gradients import scaled
 from companion.merging import weighted_mean
 from companion.oracle import GradientOracle
-from companion.questions import check_question, direction_of
+from companion.questions import check_question, direction_of, functions_of
 from companion.replicas import brought_by_one, has_workers, replicas_of
 from companion.wrapping import wrapped_by
 
@@ -201,8 +201,8 @@ class InjectedOptimizer(keras.optimizers.Optimizer):
 
         Args:
             oracle: a :class:`~companion.questions.Questions`, which is a function of a list of tensors, or of nothing
-                for the current weights, that answers a list of gradients there, or at the nearest points that meet
-                the constraints.
+                for the current weights, that answers a list of gradients there, or at what constraints make of it.
+                With one that is no projection (``MinMaxNorm`` with a ``rate``) a method may rest at another point.
             values: the current weights, tensors of one dtype: the widest of the weights', and at least float32.
             learning_rate: the learning rate of this step, a scalar tensor of the same dtype.
 
@@ -278,7 +278,7 @@ class InjectedModel(Listening):
         weight_fn: as in :func:`inject`. Defaults to ``None``.
         merge: as in :func:`inject`. Defaults to :func:`~companion.merging.weighted_mean`.
         diagnostics: as in :func:`inject`. Defaults to none.
-        check_finite: as in :func:`inject`. Defaults to ``False``.
+        check_finite: as in :func:`inject`. Defaults to ``False``. All can be set on a model; the next ``fit`` heeds it.
 
     Example:
         >>> @keras.saving.register_keras_serializable()
@@ -297,7 +297,7 @@ class InjectedModel(Listening):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """What ``fit`` does with a batch."""
-        return _train_step(self, self.micro_batches, type(self).weight_fn, type(self).merge, listener_of(self), data)
+        return _train_step(self, self.micro_batches, *functions_of(self), listener_of(self), data)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """What ``evaluate`` does with a batch."""

@@ -52,7 +52,7 @@ def place() -> tuple[list[str], int]:
     addresses = [*cluster.get("chief", []), *cluster.get("worker", [])]
     if len(set(addresses)) < len(addresses) or len(cluster.get("chief", [])) > 1 or not addresses:
         raise refuse("`cluster` must have an address of its own for each worker, and one chief at most")
-    if not isinstance(task, dict) or task.get("type") not in cluster:
+    if not isinstance(task, dict) or task.get("type") not in list(cluster):
         raise refuse(
             f"`task` must say which of the cluster this process is: a `type` of {sorted(cluster)} and an `index`"
         )
@@ -86,7 +86,8 @@ def wait_for_all(addresses: list[str], rank: int, timeout: float) -> None:
     if missing:
         raise RuntimeError(
             f"Worker {rank} of {len(addresses)} has waited {timeout:g} s for the others: {missing}. Start all workers "
-            f"within that time, or give `connect` a longer `timeout`. Addresses: {addresses}"
+            f"within that time, or give `connect` a longer `timeout`; or, if this process is to be alone, unset "
+            f"TF_CONFIG. Addresses: {addresses}"
         )
 
 

@@ -27,7 +27,8 @@ from companion.gradients import widened
 def _each(gradients: list[Any], rule: Callable[[Any], Any]) -> list[Any]:
     """Merges the rows of each variable, half precision in float32: sums of large numbers would pass its largest."""
     tensors = [tf.convert_to_tensor(rows) for rows in gradients]
-    if wrong := [rows.dtype.name for rows in tensors if not rows.dtype.is_floating]:
+    wrong = [rows.dtype.name for rows in tensors if not rows.dtype.is_floating]
+    if wrong:
         raise ValueError(
             f"`gradients` must be of floating point numbers. Received: tensors of dtype {', '.join(wrong)}"
         )

@@ -376,6 +376,12 @@ def _batches(x: Any, y: Any, sample_weight: Any, batch_size: Any) -> Iterable[An
             "`x` must be arrays, a tf.data.Dataset or a keras.utils.PyDataset: it is gone through many times, which an "
             f"iterator does not allow. Received: x={x!r}"
         )
+    for name, value in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+        if numbers := [leaf for leaf in tree.flatten(value) if isinstance(leaf, (bool, int, float, str, bytes))]:
+            raise ValueError(
+                f"`{name}` must be an array, or a structure of arrays, where a list is one of inputs or outputs: pass "
+                f"`np.array({name})`. Received: {name} with {numbers[0]!r} in it"
+            )
     data = tensors((x, y, sample_weight))
     rows = [examples(leaf) for leaf in tree.flatten(data) if leaf is not None]
     if len(set(rows)) != 1 or not rows[0]:

@@ -168,7 +168,8 @@ class Muon(Adam):
 
     def _searched(self, variables: list[Any]) -> tuple[int, ...]:
         paths = [name_of(variable) for variable in variables]
-        if missed := [pattern for pattern in self.exclude if not any(re.search(pattern, path) for path in paths)]:
+        missed = [pattern for pattern in self.exclude if not any(re.search(pattern, path) for path in paths)]
+        if missed:
             raise ValueError(
                 f"`exclude` must be found in the paths of variables, which are {paths}. Received: exclude={missed}, "
                 "found in none"

@@ -376,8 +376,8 @@ class GradientOracle:
             with tf.GradientTape() as tape:
                 tape.watch(points)
                 known = [*standing, *zip(self._moving, carried or [], strict=False)]
-                with (scope := Recorder(known, variables)):
-                    self._scope = scope
+                scope = self._scope = Recorder(known, variables)  # no `:=`, which AutoGraph does not know
+                with scope:
                     losses, outputs = self._losses(batch, share)
                     scaled_loss = self._scale(losses[0])
             with scope:  # where `keras.remat` calculates again, it reads and assigns as it did the first time

@@ -178,7 +178,9 @@ class Questions:
         answers = self._oracle(None if values is None else self.constrained(values))
         self.answers.append(answers)
         return [
-            tf.zeros(value.shape, self.dtype) if answer is None else tf.cast(tf.convert_to_tensor(answer), self.dtype)
+            tf.zeros(value.shape, self.dtype)
+            if answer is None
+            else tf.ensure_shape(tf.cast(tf.convert_to_tensor(answer), self.dtype), value.shape)
             for answer, value in zip(answers, self.values, strict=True)
         ]
 
@@ -305,6 +307,16 @@ def is_own(model: keras.Model, method: str) -> bool:
         method: its name.
     """
     return getattr(getattr(model, method), "__func__", None) is not getattr(keras.Model, method)
+
+
+def functions_of(model: keras.Model) -> tuple[Any, Any]:
+    """The ``weight_fn`` and the ``merge`` of a model or of its class, as they were set: not bound to the model.
+
+    Args:
+        model: an :class:`~companion.InjectedModel`.
+    """
+    own, common = vars(model), type(model)
+    return own.get("weight_fn", common.weight_fn), own.get("merge", common.merge)
 
 
 def refuse_overwritten(model: keras.Model) -> None:

@@ -22,8 +22,8 @@ class SAM(WrappingOptimizer, InjectedOptimizer):
 
     It asks twice a step: at the weights, and from there a distance :math:`\rho` uphill, by the norm over all weights.
     The optimizer inside takes its step from :math:`\theta` with :math:`g`. So it costs two gradients a step. Where the
-    gradient is zero, both questions are asked at :math:`\theta`. Where weights have constraints, it asks at the nearest
-    point that meets them.
+    gradient is zero, both questions are asked at :math:`\theta`. Where weights have constraints, it asks at what they
+    make of the point: the nearest one that meets them, if they are projections.
 
     Both questions are about the same batch, with the same dropout masks; metrics and BatchNorm's statistics move as if
     only the first had been asked. The norm is that of the whole batch, in however many ``micro_batches`` and on however
@@ -36,7 +36,7 @@ class SAM(WrappingOptimizer, InjectedOptimizer):
             clipping, weight decay, moving averages; what is set here later reaches it, from a scheduler, too. Not one
             that asks several times itself.
         rho: :math:`\rho`, how far uphill, a number of at least 0. With 0 it is the optimizer inside, at twice its
-            price. Compiled steps hold it. Defaults to 0.05.
+            price, if constraints leave alone what meets them. Compiled steps hold it. Defaults to 0.05.
         name: a name. Defaults to one made from the class.
 
     Attributes:

@@ -51,7 +51,8 @@ class Team:
         except tf.errors.OpError as error:
             raise RuntimeError(
                 f"Worker {self.rank} of {self.size} has lost the others in an exchange: one of them has "
-                f"died, or has not answered for {self.timeout:g} s. No weight was changed by it. Start all workers "
+                f"died, or has not answered for {self.timeout:g} s, or has left `fit` by an error that it caught and "
+                f"exchanges something else. No weight was changed by it. Start all workers "
                 f"anew; with `backup_dir` they go on from the last epoch that all of them finished. "
                 f"({type(error).__name__})"
             ) from error

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
+from keras import ops, tree
 
 from companion.arguments import choice, integer
 from companion.backend import environment
@@ -22,7 +22,7 @@ from companion.lion import Lion
 from companion.optimizers import SGD, AdamsBashforth2, Momentum, OptimisticSGD
 from companion.replicas import all_reduce, brought_by_one
 from companion.schedule_free import ScheduleFreeAdamW
-from companion.word_pairs import NO_LISTS, read_windows
+from companion.word_pairs import NO_LISTS, read_windows, words_in
 from companion.word_pairs import skip_gram_pairs as skip_gram_pairs
 from companion.word_pairs import vocabulary as vocabulary
 from companion.wrapping import CoalesceGradients, wrapped_by
@@ -121,14 +121,15 @@ class SkipGram(keras.Model):
         self.gradients, self.seed = choice("gradients", gradients, ("closed_form", "autodiff")), seed
         self.vocabulary: tuple[Any, ...] | None = None
         if words is not None:
-            self.vocabulary = tuple(word.item() if isinstance(word, np.generic) else word for word in words)
-            if isinstance(words, NO_LISTS) or not (
-                len(set(self.vocabulary)) == len(self.vocabulary) == self.vocabulary_size
-            ):
+            with words_in("words"):
+                found = tuple(word.item() if isinstance(word, np.generic) else word for word in words)
+                different = len(set(found))
+            if isinstance(words, NO_LISTS) or not different == len(found) == self.vocabulary_size:
                 raise ValueError(
                     f"`words` must be a list of `vocabulary_size` = {self.vocabulary_size} different words. Received: "
-                    f"{len(set(self.vocabulary))} different entries in words={words!r:.60}"
+                    f"{different} different entries in words={words!r:.60}"
                 )
+            self.vocabulary = found
         if self.dtype_policy.name not in ("float32", "float64"):
             raise ValueError(f"`dtype` must be float32 or float64. Received: dtype={self.dtype_policy.name}")
         bound = 0.5 / self.dimension
@@ -183,14 +184,45 @@ class SkipGram(keras.Model):
         return loss, tape.gradient(loss, tables)
 
     def fit(self, *arguments: Any, **options: Any) -> Any:
-        """Trains as every Keras model does, but refuses ``sample_weight``, which Keras drops if there are no labels."""
-        _refuse_weights(super().fit, arguments, options)
-        return super().fit(*arguments, **options)
+        """Trains as every Keras model does, but refuses ``sample_weight``, which Keras drops if there are no labels.
+
+        And numbers of rows that are not there: on a GPU, or where ``compile`` was given ``jit_compile=True``,
+        TensorFlow would take other rows without a word.
+        """
+        return super().fit(**self._looked_at(super().fit, arguments, options))
 
     def evaluate(self, *arguments: Any, **options: Any) -> Any:
-        """Evaluates as every Keras model does, but refuses ``sample_weight``."""
-        _refuse_weights(super().evaluate, arguments, options)
-        return super().evaluate(*arguments, **options)
+        """Evaluates as every Keras model does, but refuses what :meth:`fit` does."""
+        return super().evaluate(**self._looked_at(super().evaluate, arguments, options))
+
+    def _looked_at(self, method: Any, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, with data whose numbers are compared with the tables before a step."""
+        given = inspect.signature(method).bind_partial(*arguments, **options).arguments
+        given |= given.pop("kwargs", {})
+        for name in ("sample_weight", "class_weight"):
+            if given.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` must be left out: in a SkipGram each pair counts once. Leave pairs out instead. "
+                    f"Received: {name}={given[name]!r:.60}"
+                )
+        for name in ("x", "validation_data"):
+            if isinstance(given.get(name), tf.data.Dataset):
+                given[name] = given[name].map(self._with_rows)
+        if isinstance(given.get("x"), tuple):
+            self._with_rows(given["x"])
+        return given
+
+    def _with_rows(self, *batch: Any) -> Any:
+        """The batch, or an error where a number is that of no row."""
+        numbers = tree.flatten(batch)
+        rows = numbers[::3] if len(numbers) == 4 else numbers  # of windows, the other two are lengths
+        words = f"Numbers of words must be from 0 to `vocabulary_size` - 1 = {self.vocabulary_size - 1}. Received:"
+        checks = []
+        for each in map(tf.convert_to_tensor, rows):
+            is_there = (tf.reduce_min(each) >= 0) & (tf.reduce_max(each) < self.vocabulary_size)
+            checks.append(tf.debugging.Assert(is_there, [words, tf.reduce_min(each), "to", tf.reduce_max(each)]))
+        with tf.control_dependencies([check for check in checks if check is not None]):
+            return tree.map_structure(tf.identity, batch)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Makes one step on a batch of pairs, or of windows."""
@@ -255,11 +287,21 @@ class SkipGram(keras.Model):
                 "as `word_pairs` makes them, without labels and without `sample_weight`: each pair counts once. "
                 f"Received: {len(others) + 1} parts"
             )
+        if any(part.dtype not in (tf.int32, tf.int64) for part in batch):
+            raise ValueError(
+                "The data must be numbers of words, in int32 or int64. Received: arrays of "
+                f"{', '.join(tf.as_dtype(part.dtype).name for part in batch)}"
+            )
         if len(batch) == 4:
             text, left, right, drawn = batch
             batch = read_windows(text, left, right, drawn, self.negatives, self.compute_dtype)
             return batch, tf.reduce_sum(batch[2])
         centres, candidates = batch
+        if (len(centres.shape), len(candidates.shape)) != (1, 2):
+            raise ValueError(
+                "The data must hold a number for each centre, and a row of candidates. Received: arrays of shapes "
+                f"{centres.shape} and {candidates.shape}"
+            )
         if candidates.shape[-1] != 1 + self.negatives:
             found = candidates.shape[-1] - 1
             raise ValueError(
@@ -318,13 +360,14 @@ class SkipGram(keras.Model):
             raise ValueError(f"The format has no place for words with white space in them. Received: {unfit[:3]}")
         if len(set(words)) != len(words):
             raise ValueError("The format has no place for different words that are written alike, such as 1 and '1'")
-        part = pathlib.Path(f"{os.fsdecode(path)}.part")
+        path = os.path.realpath(os.fsdecode(path))  # what a link leads to, not the link
+        part = pathlib.Path(f"{path}.part")
         try:
             with part.open("w", encoding="utf-8") as file:
                 file.write(f"{self.vocabulary_size} {self.dimension}\n")
                 for word, vector in zip(words, self.centres.embeddings.numpy(), strict=True):
                     file.write(f"{word} {' '.join(map(str, vector.tolist()))}\n")
-            part.replace(os.fsdecode(path))
+            part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
@@ -344,16 +387,6 @@ class SkipGram(keras.Model):
 def _loss(scores: Any, near: Any, weight: Any) -> Any:
     """The sum of −log σ(s) for neighbours and −log σ(−s) for random words: softplus(s) − s, and softplus(s)."""
     return tf.reduce_sum(weight * tf.nn.softplus(scores) - near * scores)
-
-
-def _refuse_weights(method: Any, arguments: Any, options: dict[str, Any]) -> None:
-    bound = inspect.signature(method).bind_partial(*arguments, **options).arguments
-    for name in ("sample_weight", "class_weight"):
-        if bound.get(name) is not None:
-            raise ValueError(
-                f"`{name}` must be left out: in a SkipGram each pair counts once. Leave pairs out instead. Received: "
-                f"{name}={bound[name]!r:.60}"
-            )
 
 
 def _adds_up(layers: list[Any]) -> bool:

@@ -5,6 +5,7 @@ The same pairs come in two layouts. :func:`skip_gram_pairs` writes each pair out
 all words of it, and all its pairs share their random words.
 """
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +30,8 @@ def vocabulary(documents: Iterable[Iterable[Any]], min_count: int = 5, max_size:
     """Lists the words of a text, the most frequent first; equally frequent ones in the order of the alphabet.
 
     Args:
-        documents: lists of words; or of the numbers of items, if that is what stands near each other.
+        documents: lists of words; or of the numbers of items, if that is what stands near each other. Of one kind, so
+            that they have an order.
         min_count: how often a word must occur. Defaults to 5.
         max_size: how many words at most. Defaults to ``None``, all.
 
@@ -37,7 +39,8 @@ def vocabulary(documents: Iterable[Iterable[Any]], min_count: int = 5, max_size:
         A list of words.
 
     Raises:
-        ValueError: ``documents`` are strings and not lists of words, or a number is not what it should be.
+        ValueError: ``documents`` are strings and not lists of words, words are of several kinds or none that has an
+            order, or a number is not what it should be.
 
     Example:
         >>> vocabulary([["b", "a", "b"], ["c", "a"]], min_count=2)
@@ -46,8 +49,9 @@ def vocabulary(documents: Iterable[Iterable[Any]], min_count: int = 5, max_size:
     integer("min_count", min_count, 0)
     if max_size is not None:
         integer("max_size", max_size, 1)
-    counts = Counter(itertools.chain.from_iterable(_lists(documents)))
-    ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
+    with words_in("documents"):
+        counts = Counter(itertools.chain.from_iterable(_lists(documents)))
+        ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
     return [word for _, word in ranked[:max_size]]
 
 
@@ -98,10 +102,12 @@ def skip_gram_pairs(
 
     def arrays(word: np.ndarray, left: np.ndarray, right: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
         place = np.arange(len(word))
-        shifts = [shift for shift in range(-window, window + 1) if shift]
+        farthest = max(left.max(initial=0), right.max(initial=0))  # a window may be longer than any document
+        shifts = [shift for shift in range(-farthest, farthest + 1) if shift]
         is_pair = [(shift <= right) & (-shift <= left) for shift in shifts]
-        centres = np.concatenate([word[near] for near in is_pair])
-        contexts = np.concatenate([word[place[near] + shift] for shift, near in zip(shifts, is_pair, strict=True)])
+        centres = np.concatenate([word[:0], *(word[near] for near in is_pair)])
+        beside = (word[place[near] + shift] for shift, near in zip(shifts, is_pair, strict=True))
+        contexts = np.concatenate([word[:0], *beside])
         order = random.permutation(len(centres))
         centres, contexts = centres[order], contexts[order]
         drawn = text.draw(random, len(centres) * negatives).reshape(-1, negatives)
@@ -221,10 +227,12 @@ class _Text:
         if seed is not None:
             seed = integer("seed", seed, 0)
         words = list(words) if isinstance(words, Iterator) else words
-        numbers = {word: place for place, word in enumerate(words)}
+        with words_in("words"):
+            numbers = {word: place for place, word in enumerate(words)}
         if isinstance(words, NO_LISTS) or len(numbers) != len(words):
             raise ValueError(f"`words` must be a list of different words. Received: words={words!r:.60}")
-        texts = [np.fromiter((numbers[w] for w in text if w in numbers), "int32") for text in _lists(documents)]
+        with words_in("documents"):
+            texts = [np.fromiter((numbers[w] for w in text if w in numbers), "int32") for text in _lists(documents)]
         self.texts = [text[place : place + SECTION] for text in texts for place in range(0, len(text), SECTION)]
         self.sizes = np.array([len(text) for text in self.texts], "int64")
         counts = np.bincount(np.concatenate([*self.texts, np.zeros(0, "int32")]), minlength=len(numbers))
@@ -237,10 +245,13 @@ class _Text:
             )
         self.keep = np.ones(len(counts)) if subsample is None else np.sqrt(subsample / share) + subsample / share
         self.noise = noise / noise.sum()
-        self.window, self.seed = window, np.random.SeedSequence(seed).entropy  # drawn here, once, if it is None
+        self.window, self.seed = (
+            min(window, 2**31 - 1),
+            np.random.SeedSequence(seed).entropy,
+        )  # drawn here, once, if it is None
         lengths = np.array([np.minimum(self.keep[text], 1).sum() for text in self.texts])
         self.length = lengths.sum()
-        distance = np.arange(1, window + 1)
+        distance = np.arange(1, min(window, max(self.sizes, default=0)) + 1)
         worth = 2 * (1 - (distance - 1) / window)  # how many pairs a word makes with one at that distance
         expected = self.length - distance * len(lengths) + self._missing(lengths, distance)
         self.pairs = max(0.0, float(worth @ expected))
@@ -334,16 +345,32 @@ class _Text:
 
 
 def _lists(documents: Iterable[Iterable[Any]]) -> Iterator[Iterable[Any]]:
-    """The documents, as long as none is a string: its words would be its letters."""
-    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+    """The documents, as long as none is a string, whose words would be its letters, or has no order."""
+    if isinstance(documents, NO_LISTS) or not isinstance(documents, Iterable):
         raise ValueError(f"`documents` must be a list of lists of words. Received: documents={documents!r:.60}")
     for place, document in enumerate(documents):
-        if isinstance(document, str | bytes) or not isinstance(document, Iterable):
+        if isinstance(document, NO_LISTS) or not isinstance(document, Iterable):
             raise ValueError(
                 "Each of `documents` must be a list of words, as `text.split()` gives them. "
                 f"Received: documents[{place}]={document!r:.60}"
             )
         yield document
+
+
+@contextlib.contextmanager
+def words_in(name: str) -> Iterator[None]:
+    """Says in words which words can be counted, found and brought into an order.
+
+    Args:
+        name: the argument that holds them.
+    """
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(
+            f"`{name}` must hold words: all of them strings, or all of them numbers of items, and no lists or tensors. "
+            f"Bring others into one kind, with `str` or `.numpy().tolist()`, for example. ({error})"
+        ) from error
 
 
 def _integers(**arguments: Any) -> list[int]:

@@ -218,7 +218,8 @@ class WrappingOptimizer(keras.optimizers.Optimizer):
         given = [(fitting_gradient(gradient, v, name_of(v)), v) for gradient, v in pairs if gradient is not None]
         if not given:
             raise ValueError(f"No gradients provided for any variable. Received: grads={gradients}")
-        if missing := [name_of(variable) for gradient, variable in pairs if gradient is None]:
+        missing = [name_of(variable) for gradient, variable in pairs if gradient is None]
+        if missing:
             warnings.warn(f"Gradients do not exist for variables {missing}; they are left as they are.", stacklevel=3)
         brought = [id(gradient) for gradient in gradients]
         late = [] if tf.executing_eagerly() else [values_of(g) for g, _ in given if id(g) not in brought]

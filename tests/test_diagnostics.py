@@ -317,6 +317,20 @@ def test_a_model_can_listen_at_class_level() -> None:
         shown(model, x=X * np.inf)
 
 
+def test_what_is_set_on_a_model_acts_from_the_next_fit_on() -> None:
+    class Late(InjectedModel, keras.Sequential):
+        pass
+
+    model, asked = Late([keras.Input((5,)), L.Dense(3)]), list[Any]()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert shown(model).keys() == {"loss"}
+    model.micro_batches, model.diagnostics = 2, ("noise_scale",)
+    assert shown(model).keys() == {"loss", "noise_scale"}
+    model.weight_fn = lambda *batch: asked.append(batch) or keras.ops.shape(batch[0])[0]
+    shown(model)
+    assert asked
+
+
 def test_eject_removes_it() -> None:
     model = network()
     own = set(vars(model))

@@ -68,6 +68,19 @@ def test_what_grows_without_a_bound_leaves_the_rest_alone() -> None:
     assert oscillation([-1.0, 1.0], 0.0, [1.0, 1.0], 1000.0).tolist() == [np.inf, pytest.approx(np.cos(1000.0))]
 
 
+def test_of_what_grows_the_fastest_says_which_way() -> None:
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    matrix = turn @ np.diag([-1.0, -2.0]) @ turn.T
+    start = turn @ [-3.0, 1e-3]  # 1e-3 e^(2t) along (-0.8, 0.6), and -3 e^t along (0.6, 0.8)
+    assert quadratic_flow(matrix, start, 2000.0).tolist() == [-np.inf, np.inf]
+    assert quadratic_flow([[1.0, 0.0], [0.0, 0.0]], [1.0, 1.0], np.inf).tolist() == [0.0, 1.0]
+
+
+def test_a_number_has_a_modified_gradient() -> None:
+    modified = modified_gradient(lambda theta: theta**3, lambda theta: 3 * theta**2, 0.5)
+    assert modified(np.float64(2.0)) == 8 + 0.25 * 12 * 8
+
+
 def test_many_stages_in_linear_time_and_any_damping() -> None:
     coefficients = chebyshev_coefficients(20_000)
     assert len(coefficients) == 20_000
@@ -98,7 +111,11 @@ IDENTITY = np.eye(2)
         (lambda: integrate(heavy_ball(lambda v: v[:1], 1.0), np.ones((2, 3)), 0.1, 2), "`gradient` must return"),
         (lambda: heavy_ball(lambda v: v, np.inf), "`friction` must be a number"),
         (lambda: integrate(nesterov(lambda v: v), [1.0, 0.0, 0.0], 0.1, 2), "`time`, the last of the state"),
+        (lambda: integrate(nesterov(lambda v: v), [1.0, 0.0], 0.1, 2), "`values` must be np.stack"),
+        (lambda: integrate(heavy_ball(lambda v: v, 1.0), [1.0, 0.0, 1.0], 0.1, 2), r"np.stack\(\[position, velocity\]"),
+        (lambda: integrate(heavy_ball(lambda v: v, 1.0), 1.0, 0.1, 2), "`values` must be np.stack"),
         (lambda: modified_gradient(lambda v: v, lambda v: v, 0.1)(np.ones(2)), r"`hessian` must return real numbers"),
+        (lambda: modified_gradient(lambda v: v, lambda v: np.ones((2,) * 4), 0.1)(np.ones((2, 2))), "in one dimension"),
         (lambda: oscillation(1.0, np.inf, 1.0, 1.0), "`friction` must be a number in .* Received: friction=inf"),
         (lambda: oscillation(1.0, -1.0, 1.0, 1.0), "Received: friction=-1.0"),
         (
@@ -114,6 +131,8 @@ IDENTITY = np.eye(2)
         (lambda: quadratic_flow(IDENTITY, np.ones(2), None), "`times` must be"),
         (lambda: observed_order([0.1], [0.1]), "`step_sizes` must hold two different sizes"),
         (lambda: observed_order([0.1, 0.1], [0.1, 0.2]), "two different sizes"),
+        (lambda: observed_order([0.1, np.nextafter(0.1, 1)], [0.1, 0.2]), "two different sizes"),
+        (lambda: quadratic_flow(np.zeros((0, 0)), [], 1.0), "`matrix` must be symmetric and finite"),
         (lambda: observed_order([0.1, 0.2], [0.1, 0.0]), "`errors` must be a list of finite numbers greater than 0"),
         (lambda: observed_order([0.1, -0.2], [0.1, 0.2]), "`step_sizes` must be a list of finite numbers"),
         (lambda: observed_order([0.1, 0.2], [0.1, np.nan]), "`errors` must be a list"),

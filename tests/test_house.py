@@ -86,6 +86,15 @@ def test_test_modules_import_no_other() -> None:
             assert not [name for name in names if re.search(r"(^|\.)test_", name)], path
 
 
+def test_autograph_knows_what_a_step_is_made_of() -> None:
+    """Where a step stands in a ``tf.function`` of one's own, AutoGraph warns of each function with ``:=`` in it."""
+    no_steps = {"joining", "sharpness", "tableaux", "word2vec"}
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())) if path.stem not in no_steps else ():
+            if isinstance(node, ast.FunctionDef) and not (node.name == "__init__" or node.name.startswith("on_")):
+                assert not any(isinstance(each, ast.NamedExpr) for each in ast.walk(node)), f"{path.stem}.{node.name}"
+
+
 def test_the_face_shows_the_public_names_and_nothing_else() -> None:
     rooms = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | {"exercises"}
     hidden = rooms - set(dir(companion))

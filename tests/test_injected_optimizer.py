@@ -729,6 +729,21 @@ def test_a_direction_of_wrong_shape_is_refused(spoil: Callable[[Any], Any]) -> N
     assert_unmoved(model, START)
 
 
+class InRows(L.Dense):
+    """A dense layer for one row, of which TensorFlow makes one for all: the gradient of its kernel has no shape."""
+
+    def call(self, inputs: Any) -> Any:
+        return tf.vectorized_map(lambda row: keras.ops.matmul(row[None], self.kernel)[0] + self.bias, inputs)
+
+
+def test_a_gradient_of_unknown_shape_has_that_of_its_weight() -> None:
+    models = [keras.Sequential([keras.Input((3,)), layer(2, kernel_initializer="ones")]) for layer in (L.Dense, InRows)]
+    for model in models:
+        model.compile(Heun(0.25), "mse", jit_compile=False)
+        inject(model).fit(X, Y, verbose=0)
+    assert_close(models[1].get_weights()[0], models[0].get_weights()[0], 1e-12)
+
+
 def test_a_direction_has_to_be_written() -> None:
     class Nothing(InjectedOptimizer):
         pass

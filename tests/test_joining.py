@@ -46,6 +46,7 @@ TASK = {"type": "worker", "index": 0}
         ({"task": TASK}, "it has no `cluster`"),
         ({"cluster": {"worker": TWO}}, "`task` must say which of the cluster this process is"),
         ({"cluster": {"worker": TWO}, "task": {"type": "ps", "index": 0}}, "`task` must say which"),
+        ({"cluster": {"worker": TWO}, "task": {"type": ["worker"], "index": 0}}, "`task` must say which"),
         ({"cluster": {"worker": TWO}, "task": {"type": "worker"}}, "must be an integer from 0 to 1"),
         ({"cluster": {"worker": TWO}, "task": {"type": "worker", "index": 2}}, "must be an integer from 0 to 1"),
         ({"cluster": {"worker": TWO}, "task": {"type": "worker", "index": -1}}, "must be an integer from 0 to 1"),
@@ -117,7 +118,9 @@ def test_who_does_not_come_is_named() -> None:
     found = waited([0, 2], 3, 1.5)
     assert "Worker 0 of 3 has waited 1.5 s for the others: workers [1] did not come." in found[0]
     assert "Worker 2 of 3 has waited 1.5 s for the others: worker 0 is there, but another one is not." in found[2]
-    assert "for the others: worker 0 does not answer at 127.0.0.1:" in waited([1], 2, 0.5)[1]
+    alone = waited([1], 2, 0.5)[1]
+    assert "for the others: worker 0 does not answer at 127.0.0.1:" in alone
+    assert "if this process is to be alone, unset TF_CONFIG." in alone
 
 
 def test_a_taken_port_is_said() -> None:

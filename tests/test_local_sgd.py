@@ -407,7 +407,7 @@ def test_who_does_not_answer_is_noticed(tmp_path: pathlib.Path, what: str) -> No
     status, printed = start(2, [scenario], tmp_path)
     assert status == 1
     assert "RuntimeError: Worker 0 of 2 has lost the others in an exchange" in printed
-    assert "or has not answered for 8 s. No weight was changed by it." in printed
+    assert "or has not answered for 8 s, or has left `fit` by an error that it caught" in printed
     assert "Worker 0 of 2 ended with exit status 1: the others are stopped." in printed
     assert time.monotonic() - started < 120
 

@@ -485,6 +485,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "micro_batches": (network, {"micro_batches": 1.5}, "`micro_batches` must be an integer"),
     "options": (network, {"options": "maxcor"}, "`options` must be a dict"),
     "rows": (network, {"y": Y[:5]}, "must hold a row for each example.*24, 5 rows"),
+    "a list": (network, {"y": Y.tolist()}, r"`y` must be an array.*`np.array\(y\)`"),
     "no rows": (network, {"x": X[:0], "y": Y[:0]}, "at least one"),
     "endless": (network, {"x": ENDLESS}, "`x` must end.*`repeat`"),
     "no batch": (network, {"x": ENDLESS.take(0)}, "without a batch"),

@@ -302,6 +302,74 @@ def test_string_is_no_list_of_words(make: Any, documents: Any) -> None:
         make(documents)
 
 
+@pytest.mark.parametrize("document", [{"a": 3}, {"a", "b"}, frozenset("ab")])
+@pytest.mark.parametrize("make", [vocabulary, lambda it: skip_gram_pairs(it, ["a", "b"])], ids=["words", "pairs"])
+def test_what_has_no_order_or_counts_is_no_list_of_words(make: Any, document: Any) -> None:
+    for documents in ([document] * 9, {"title": document}):
+        with pytest.raises(ValueError, match=r"`documents` must be a list of (lists of )?words"):
+            make(documents)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: vocabulary([["a", 1, None] * 9]), "documents"),
+        (lambda: vocabulary([[["a"], ["b"]] * 9]), "documents"),
+        (lambda: vocabulary(tf.constant([["a", "b"]] * 9)), "documents"),
+        (lambda: skip_gram_pairs([[["a"], "b"] * 9], ["a", "b"]), "documents"),
+        (lambda: skip_gram_windows(TEXT, [["a"], ["b"]]), "words"),
+        (lambda: skip_gram_pairs(TEXT, None), "words"),  # type: ignore[arg-type]
+        (lambda: SkipGram(2, words=[["a"], ["b"]]), "words"),
+        (lambda: SkipGram(2, words=2), "words"),  # type: ignore[arg-type]
+    ],
+)
+def test_words_of_kinds_that_cannot_be_counted(make: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must hold words: all of them strings"):
+        make()
+
+
+def test_a_window_longer_than_any_document_holds_all_pairs_of_it() -> None:
+    """As those use it for whom all items of a basket stand beside each other."""
+    pairs = skip_gram_pairs([["a", "b", "c"], ["c", "a"]] * 50, ["a", "b", "c"], 10**9, batch_size=1, subsample=None)
+    found = np.array([(centres[0], candidates[0, 0]) for ((centres, candidates),) in pairs.as_numpy_iterator()])
+    assert len(found) == 399  # one less than all, with a probability of 1e-9 that a window is short
+    shares = {(0, 1): 50, (1, 0): 50, (1, 2): 50, (2, 1): 50, (0, 2): 100, (2, 0): 100}
+    assert all(0 <= count - (found == pair).all(1).sum() <= 1 for pair, count in shares.items())
+
+
+@pytest.mark.parametrize("jit", [True, False])
+@pytest.mark.parametrize("make", [skip_gram_pairs, skip_gram_windows])
+def test_rows_that_are_not_there_are_refused_under_xla_too(make: Any, jit: bool) -> None:
+    data = make([list("abcdef")] * 20, list("abcdef"), batch_size=2, subsample=None)
+    model = SkipGram(5, 4, seed=0)
+    model.compile(keras.optimizers.SGD(0.1), jit_compile=jit)
+    before = model.get_weights()
+    for call in (model.fit, model.evaluate):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"`vocabulary_size` - 1 = 4\. Received"):
+            call(data, verbose=0, **({"shuffle": False} if call == model.fit else {}))
+    for old, new in zip(before, model.get_weights(), strict=True):
+        assert (old == new).all()
+
+
+@pytest.mark.parametrize("number", [-1, 5])
+def test_numbers_in_arrays_are_looked_at(number: int) -> None:
+    model = SkipGram(5, 4)
+    model.compile("sgd", jit_compile=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Numbers of words must be from 0 to"):
+        model.fit((np.array([0, number]), np.zeros((2, 6), int)), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("centres", "candidates", "words"),
+    [(np.zeros(2), np.zeros((2, 6), int), "int32 or int64"), (np.zeros((2, 1), int), np.zeros((2, 6), int), "shapes")],
+)
+def test_arrays_that_are_no_numbers_of_words(centres: Any, candidates: Any, words: str) -> None:
+    model = SkipGram(5, 4)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=words):
+        model.train_on_batch((centres, candidates))
+
+
 @pytest.mark.parametrize("words", ["ab", b"ab", ["a", "b", "a"]])
 def test_vocabulary_is_a_list_of_different_words(words: Any) -> None:
     with pytest.raises(ValueError, match="`words` must be a list of"):
@@ -404,3 +472,10 @@ def test_words_that_are_written_alike(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=re.escape("1 and '1'")):
         SkipGram(2, 2, words=(1, "1")).save_word2vec_format(tmp_path / "vectors.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_written_where_a_link_leads(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    SkipGram(2, 4, words=["a", "b"]).save_word2vec_format(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text().startswith("2 4\na ")

@@ -42,6 +42,8 @@ _FOOT = (
 _WIDTH = 657
 # A figure is drawn in points, with words of 9.5 of them.
 _SCALE = 0.75
+# Lines of code that are no longer kept on one page.
+_LONG = 28
 
 
 class Part(NamedTuple):
@@ -83,6 +85,9 @@ def article(site: pathlib.Path, page: str, printed: set[str], chinese: bool = Tr
         fold.replace_with(*(each for each in fold.select(".cell_output") if each.select("figure")))
     for drawing in found.select("svg.drawing"):
         drawing["width"] = f"{_SCALE * float(str(drawing['viewbox']).split()[2]):.0f}pt"
+    for code in found.select("pre"):
+        if code.get_text().count("\n") > _LONG:
+            code["class"] = "long"
     for useless in found.select(".headerlink, .viewcode-link, script, .start"):
         useless.decompose()
     for paragraph in found.select("p"):

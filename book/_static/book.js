@@ -3,7 +3,6 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".bd-article :is(pre, table)").forEach((box) => {
     const isTable = box.localName === "table";
     const mark = () => {
-      if (isTable && isText(box)) stack(box);
       const end = box.scrollLeft + box.clientWidth;
       box.tabIndex = isTable || box.scrollWidth > box.clientWidth ? 0 : -1;
       (isTable ? box : box.parentElement).classList.toggle("scrolls", end < box.scrollWidth - 1);
@@ -26,6 +25,11 @@ addEventListener("load", async () => {
     addEventListener("resize", mark, { passive: true });
     mark();
   });
+  document.querySelectorAll(".bd-article table").forEach((table) => {
+    const mark = () => isText(table) && stack(table);
+    addEventListener("resize", mark, { passive: true });
+    mark();
+  });
 });
 
 // A table of sentences that is wider than a phone becomes a list there: a row is a paragraph, its cells say their headings.
@@ -42,5 +46,5 @@ function stack(table) {
       cell.dataset.head = heads[i];
     });
   }
-  table.classList.add("stacks");
+  table.classList.replace("scrolls", "stacks") || table.classList.add("stacks");
 }

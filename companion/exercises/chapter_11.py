@@ -15,7 +15,7 @@ def _numbers(answer: Any, names: str) -> tuple[float, float] | str:
     """The two numbers of an answer, or a hint that there are not two."""
     hint = f"the answer is two numbers: ({names})."
     try:
-        first, second = () if isinstance(answer, str | dict) else (float(value) for value in answer)
+        first, second = (float(value) for value in ([] if isinstance(answer, str | dict) else answer))
     except (TypeError, ValueError):
         return hint
     return (first, second) if np.isfinite([first, second]).all() else hint

@@ -305,7 +305,7 @@ def test_tuned_damping_is_the_best(stages: int, factor: float) -> None:
 
 def test_what_ten_gradients_leave() -> None:
     """The figure of the waves, by Euler's factor and by Chebyshev's polynomial."""
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[5]
     curvature, left = line(axes, "ten Euler steps")
     np.testing.assert_allclose(left, np.abs(1 - 2 / 101 * curvature) ** 10, atol=5e-3)
     polynomial = np.polynomial.Chebyshev.basis(10)
@@ -365,7 +365,7 @@ def test_each_stops_at_its_own_limit(name: str) -> None:
     np.testing.assert_allclose(last, limit, rtol=0.02)
     assert np.median(last) == pytest.approx(limit, rel=0.01)
     assert curve["losses"][-1] < 0.003
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[2]
     steps, products = line(axes, name)
     np.testing.assert_array_equal(steps, np.arange(0, edge["steps"] + 1, 200))
     np.testing.assert_allclose(products, curve["products"][::4], atol=0.006)
@@ -465,7 +465,7 @@ def test_slopes_at_the_end_are_the_record(name: str, side: int) -> None:
 
 def test_four_steps_across_the_valley() -> None:
     """A slope is λ times the distance, and the height λ/2 times its square; the record has hλ to two digits."""
-    for axes, name in zip(figure_data(CHAPTER)[5], ("Euler", "Heun"), strict=True):
+    for axes, name in zip(figure_data(CHAPTER)[3], ("Euler", "Heun"), strict=True):
         (curve,) = [each for each in record()["edge"]["curves"] if each["method"] == NAMES[name]]
         sharpness = curve["products"][-1] / record()["edge"]["h"]
         distance = np.array(curve["slopes"][:4]) / sharpness
@@ -486,7 +486,7 @@ def closed_form(method: str, h: float, steps: int) -> np.ndarray:
 
 
 def test_paths_of_the_game() -> None:
-    panels = figure_data(CHAPTER)[2]
+    panels = figure_data(CHAPTER)[4]
     for axes, method, cost in zip(panels, ("euler", "heun", "extragradient"), (1, 2, 2), strict=False):
         name = {"euler": "Euler", "heun": "Heun"}.get(method, method)
         expected = closed_form(method, 0.1, 1000 // cost)

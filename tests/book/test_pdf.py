@@ -61,6 +61,13 @@ def test_words_have_one_size_in_all_figures_and_fit_on_the_paper(site: pathlib.P
         assert printed < 174 / 25.4 * 72
 
 
+def test_only_long_code_is_cut(site: pathlib.Path) -> None:
+    found, _ = article(site, "notebooks/05_the_soft_batch_bug", set())
+    lengths = [code.get_text().count("\n") for code in found.select("pre")]
+    assert [length for length in lengths if length > 28]
+    assert [code.get("class") == "long" for code in found.select("pre")] == [length > 28 for length in lengths]
+
+
 def test_every_page_of_the_contents_is_printed_in_order() -> None:
     parts = contents()
     pages = [page for part in parts for page in part.pages]
