@@ -419,7 +419,8 @@ def test_the_uphill_question(way: float) -> None:
 
 
 @pytest.mark.claim(
-    "Beyond hλ = 1 gradient descent on ½λθ² jumps from side to side, and no flow on a line passes through its points.",
+    "Beyond hλ = 1 gradient descent on ½λθ² jumps from side to side, and no flow in one dimension passes through its "
+    "points.",
     chapter="13",
 )
 @pytest.mark.parametrize("h_curvature", [1.01, 1.5, 1.99, wrong(0.99, why="stays on its side")])

@@ -224,15 +224,25 @@ def test_rest_beside_the_minimum(k: int, curvatures: np.ndarray) -> None:
     assert np.linalg.norm(theta - lowest) > 1e-3
 
 
-@pytest.mark.claim("The distance is in proportion to the learning rate while hk is small", chapter="15")
-@pytest.mark.parametrize(("k", "largest"), [(2, 0.01), (5, 0.01), (20, 0.001), wrong(100, 0.1, why="hk is 10")])
-def test_distance_of_first_order(k: int, largest: float) -> None:
+@pytest.mark.claim("While hλk is small, the distance is in proportion to the learning rate", chapter="15")
+@pytest.mark.parametrize(
+    ("k", "largest", "steepness"),
+    [
+        (2, 0.01, 1),
+        (5, 0.01, 1),
+        (20, 0.001, 1),
+        (5, 0.01 / 16, 16),
+        wrong(100, 0.1, 1, why="hλk is 10"),
+        wrong(20, 0.001, 100, why="hk is 0.02, but hλk is 2"),
+    ],
+)
+def test_distance_of_first_order(k: int, largest: float, steepness: int) -> None:
     rates = largest / 2.0 ** np.arange(4)
-    distances = [np.linalg.norm(rest(k, h) - LOWEST) for h in rates]
+    distances = [np.linalg.norm(rest(k, h, steepness * CURVATURES) - LOWEST) for h in rates]
     assert abs(np.polyfit(np.log(rates), np.log(distances), 1)[0] - 1) < 0.02
 
 
-@pytest.mark.claim("As long as hk is small, the distance is also in proportion to k − 1.", chapter="15")
+@pytest.mark.claim("As long as hλk is small, the distance is also in proportion to k − 1.", chapter="15")
 @pytest.mark.parametrize("power", [1, wrong(2, why="with its square")])
 def test_distance_grows_with_the_steps_beyond_one(power: int) -> None:
     steps = np.array([2, 3, 5, 9])

@@ -37,26 +37,26 @@ SHOWN_ON_THE_PAGE_ON_KERAS = {
         "Memory is lost when accumulation is switched on"
     ),
     "The schedule runs out N times too early": "A schedule runs out N times too early",
-    "A part with few samples, such as an epoch's last, counts like a full one": (
+    "Another result than with the large batch, and the last part is smaller": (
         "A small batch weighs as much as a large one"
     ),
-    "With padding, a part of short sentences counts like one of long ones": ("Few tokens weigh as much as many"),
-    "A loss that is a sum learns N times too slowly": "A sum is divided by N",
+    "Another result than with the large batch, and sentences are padded": ("Few tokens weigh as much as many"),
+    "SGD: a loss that is a sum learns N times too slowly": "A sum is divided by N",
     "Weights move between two updates": "Constraints move weights between updates",
     "In bfloat16, long windows learn too slowly": "Sums stop growing in bfloat16",
-    "Words that repeat in a batch move too far, or not far enough": "Words that repeat in a batch take wrong steps",
+    "Adam: repeated words move too far, or not far enough": "Words that repeat in a batch take wrong steps",
     "In float64 only eight digits agree": "In float64 only eight digits are right",
     "A constraint is broken after `fit` with `use_ema`": "What a constraint forbids comes back",
     "A schedule-free model evaluates worse than it should": "The model shows the wrong weights",
-    "On several devices, some samples of the last batch pull too hard": (
+    "Another result than on one device, and the last batch is smaller": (
         "In a ragged batch some samples count too much"
     ),
-    "A clipped gradient is up to R times as long as `clipnorm`": "A step is longer than clipnorm",
+    "SGD: on R devices a step is up to R times as long as rate × `clipnorm`": "A step is longer than clipnorm",
     "`InvalidArgumentError` on the first batch": "A first batch that cannot be shared evenly ends the run",
     "``RuntimeError: `merge_call` called while defining a new graph …``": (
         "Accumulation does not run under MirroredStrategy"
     ),
-    "On several devices, a share of short sentences counts like one of long ones": (
+    "Another result than on one device, and sentences are padded": (
         "Few words of one device weigh as much as many of another"
     ),
     "`ValueError` about `PerReplica`": "fit does not run on several machines",
@@ -71,9 +71,9 @@ HELD_BY_TESTS_OF_THE_PACKAGE = {
 
 RUNS_OF_CHAPTER_18 = {
     "All dials are zero under `mixed_float16`": "float16 underflow",
-    "Rate × sharpness is above 2, before training or after": "exploding gradients",
-    "The update ratio is 0.1 or more, in any epoch": "decay too strong",
-    "The update ratio is below 0.0001": "rate too low",
+    "SGD: rate × sharpness is above 2, before training or after": "exploding gradients",
+    "SGD: the update ratio is 0.1 or more, in any epoch": "decay too strong",
+    "SGD: the update ratio is below 0.0001": "rate too low",
     "A layer has no gradient norm at all": "frozen by mistake",
 }
 
@@ -140,7 +140,7 @@ def test_numbers_overflow_at_a_rate_that_is_too_high() -> None:
     assert np.isnan(found[1])
 
 
-@reproduces("`loss: nan` out of a calm run")
+@reproduces("`loss: nan` after many good epochs")
 @pytest.mark.parametrize("function", [ops.log, ops.sqrt, ops.reciprocal])
 def test_derivatives_that_are_infinite_at_zero(function: Callable[[Any], Any]) -> None:
     for added in (0.0, 1e-3):
@@ -276,7 +276,7 @@ def test_schedule_refuses_to_be_set() -> None:
         optimizer.learning_rate = 0.01
 
 
-@reproduces("The loss explodes within a few steps")
+@reproduces("SGD: the loss explodes within a few steps")
 def test_limit_of_stability() -> None:
     curvature, ends = 10.0, {}
     for rate in (0.19, 0.21):  # 2/10 is the limit
@@ -389,13 +389,13 @@ def test_statistics_of_parts() -> None:
     assert abs(whole - parts).max() > 0.3
 
 
-@reproduces("Under SGD a step is longer than rate × `clipnorm`")
+@reproduces("SGD: a step is longer than rate × `clipnorm`")
 def test_decay_comes_after_clipping() -> None:
     optimizer = keras.optimizers.SGD(1.0, clipnorm=0.1, weight_decay=0.5)
     assert first_step(optimizer, 0.0, start=10.0) == pytest.approx(-5.0)
 
 
-@reproduces("An L2 penalty hardly shrinks some weights under Adam")
+@reproduces("Adam: an L2 penalty hardly shrinks some weights")
 def test_adam_divides_the_penalty() -> None:
     steps = [first_step(keras.optimizers.Adam(0.1), strength * 10.0, start=10.0) for strength in (0.01, 1.0)]
     assert steps == pytest.approx([-0.1, -0.1], rel=1e-4)
@@ -407,7 +407,7 @@ def test_default_decay() -> None:
     assert first_step(keras.optimizers.AdamW(1.0), 0.0, start=10.0) == pytest.approx(-0.04, rel=1e-4)
 
 
-@reproduces("Small gradients move less than in PyTorch")
+@reproduces("Adam: small gradients move less than in PyTorch")
 def test_place_of_epsilon() -> None:
     gradient = 1e-6
     keras_step = -first_step(keras.optimizers.Adam(1.0), gradient)
