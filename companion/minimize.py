@@ -377,7 +377,8 @@ def _batches(x: Any, y: Any, sample_weight: Any, batch_size: Any) -> Iterable[An
             f"iterator does not allow. Received: x={x!r}"
         )
     for name, value in (("x", x), ("y", y), ("sample_weight", sample_weight)):
-        if numbers := [leaf for leaf in tree.flatten(value) if isinstance(leaf, (bool, int, float, str, bytes))]:
+        numbers = [leaf for leaf in tree.flatten(value) if isinstance(leaf, (bool, int, float, str, bytes))]
+        if numbers:
             raise ValueError(
                 f"`{name}` must be an array, or a structure of arrays, where a list is one of inputs or outputs: pass "
                 f"`np.array({name})`. Received: {name} with {numbers[0]!r} in it"
