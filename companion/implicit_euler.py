@@ -39,7 +39,8 @@ class ImplicitEuler(InjectedOptimizer):
     moves.
 
     With constraints the equation is that of the projected step, :math:`\theta^+ = P(\theta - h \nabla L(\theta^+))`.
-    Where one is no projection, such as ``MinMaxNorm`` with a ``rate``, this may rest elsewhere than gradient descent.
+    Newton's method solves it where they are projections, such as ``NonNeg``, ``MaxNorm`` and ``UnitNorm``; with others,
+    such as ``MinMaxNorm`` with a ``rate`` or a division by the sum, it rests elsewhere than gradient descent.
 
     Needs :func:`~companion.inject`. Gradients a step: ``iterations * (1 + krylov_iterations)``, or
     ``1 + iterations`` with ``"fixed_point"``.

@@ -68,8 +68,8 @@ class LocalSGD(keras.callbacks.Callback):
         every: :math:`k \ge 1`, the number of steps between two exchanges.
         warmup: the number of first steps with an exchange after each of them, as in post-local SGD. Defaults to 0.
         outer_optimizer: a ``keras.optimizers.Optimizer`` for :math:`\Delta`, the same on all workers. After layers were
-            frozen or unfrozen, the attribute is another one of its kind, with the state of what is still trained.
-            Defaults to ``None``, the plain average.
+            frozen or unfrozen, or if it was in use before, the attribute is another one of its kind, with the state of
+            what is still trained. Defaults to ``None``, the plain average.
         average_slots: whether the floating point variables of the model's optimizer are averaged as well, such as
             momentum. Defaults to ``False``.
         backup_dir: a folder where each worker keeps all of its state at the end of each whole epoch: the variables of
@@ -368,7 +368,7 @@ class LocalSGD(keras.callbacks.Callback):
         if outer is None or names == [anchor.name for anchor in self._anchors]:
             return
         kept = {}
-        if self._anchors:
+        if outer.built:
             kept = {variable.name: variable for variable in outer.variables}
             self.outer_optimizer = outer = type(outer).from_config(outer.get_config())
         pairs = zip(names, trainable, strict=True)

@@ -67,7 +67,7 @@ def mean(gradients: list[Any], weights: Any) -> list[Any]:
 
     Taught in chapter 14, :doc:`/notebooks/14_merging_gradients`.
     """
-    return _each(gradients, lambda rows: tf.reduce_mean(rows, 0))
+    return _each(gradients, lambda rows: tf.reduce_sum(rows / tf.cast(tf.shape(rows)[0], rows.dtype), 0))
 
 
 def sum(gradients: list[Any], weights: Any) -> list[Any]:

@@ -33,6 +33,11 @@ CONSTRAINTS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], float]]]
         lambda w: w * min(1, 0.4 / max(np.linalg.norm(w), 1e-12)),
         lambda w: min(0.4 - np.linalg.norm(w), 0),
     ),
+    "unit_norm": (
+        keras.constraints.UnitNorm(),
+        lambda w: w / np.linalg.norm(w),
+        lambda w: -abs(np.linalg.norm(w) - 1),
+    ),
 }
 
 

@@ -228,6 +228,21 @@ def test_outer_optimizer_must_be_another_one() -> None:
         )
 
 
+def test_an_outer_optimizer_goes_on_in_another_callback() -> None:
+    x = np.random.default_rng(0).normal(size=(12, 2))
+    ends = []
+    for is_new in (False, True):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        model.compile("sgd", "mse")
+        local = companion.LocalSGD(2, outer_optimizer=keras.optimizers.SGD(0.5, momentum=0.9))
+        for _ in range(2):
+            model.fit(x, x.sum(1), batch_size=3, shuffle=False, verbose=0, callbacks=[local])
+            if is_new:
+                local = companion.LocalSGD(2, outer_optimizer=local.outer_optimizer)
+        ends.append(model.get_weights()[0])
+    np.testing.assert_array_equal(*ends)
+
+
 def test_team_must_come_first(monkeypatch: Any) -> None:
     keras.ops.ones(1)
     place = {"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", "index": 0}}
