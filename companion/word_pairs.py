@@ -245,10 +245,8 @@ class _Text:
             )
         self.keep = np.ones(len(counts)) if subsample is None else np.sqrt(subsample / share) + subsample / share
         self.noise = noise / noise.sum()
-        self.window, self.seed = (
-            min(window, 2**31 - 1),
-            np.random.SeedSequence(seed).entropy,
-        )  # drawn here, once, if it is None
+        self.window = min(window, 2**31 - 1)
+        self.seed = np.random.SeedSequence(seed).entropy  # drawn here, once, if it is None
         lengths = np.array([np.minimum(self.keep[text], 1).sum() for text in self.texts])
         self.length = lengths.sum()
         distance = np.arange(1, min(window, max(self.sizes, default=0)) + 1)
