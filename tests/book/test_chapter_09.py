@@ -47,6 +47,27 @@ def test_who_ends_closer_to_the_flow_for_two_gradients(h: float, winner: str) ->
     assert distances["heun"] < off("euler", h, 1)
 
 
+def test_two_masks_and_one() -> None:
+    """Each net's answer is one that Keras's dropout gives; two of them have the mean that the figure says."""
+    (axes,) = figure_data(CHAPTER)[1]
+    labels = [entry["label"].split(": ") for entry in axes["lines"] if ": " in entry["label"]]
+    slopes = {name: float(value) for name, value in labels if "mean" not in name}
+    means = {name: value for name, value in labels if "mean" in name}
+    weights, possible = tf.Variable([1.0, 1.0]), set()
+    for seed in range(30):
+        with tf.GradientTape() as tape:
+            inputs = keras.layers.Dropout(0.5, seed=seed)(tf.constant([[3.0, 2.0]]), training=True)
+            loss = tf.reduce_sum(inputs * weights)
+        possible.add(tuple(tape.gradient(loss, weights).numpy()))
+    for row in ("two masks", "one mask"):
+        answers = [tuple(slopes[f"{row}, {question}, {w}"] for w in "uv") for question in ("first", "second")]
+        assert set(answers) <= possible
+        assert (answers[0] == answers[1]) == (row == "one mask")
+        assert means[f"{row}, mean"] == "({:g}, {:g})".format(*np.mean(answers, axis=0))
+    dropped = [entry for entry in axes["lines"] if entry["label"] == "dropped"]
+    assert len(dropped) == sum(value == 0 for value in slopes.values())
+
+
 def test_gradients_a_step_are_those_of_the_literature() -> None:
     outputs = [out for cell in notebook(CHAPTER).cells for out in cell.get("outputs", [])]
     texts = [out.get("data", {}).get("text/plain", "") for out in outputs]
@@ -61,7 +82,7 @@ def test_gradients_a_step_are_those_of_the_literature() -> None:
     chapter="09",
 )
 def test_the_game() -> None:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     h, k = 0.5, np.arange(13)  # the game turns a + ib; a step multiplies by one complex number
     for name, factor in (("gradient descent", 1 + h * 1j), ("extragradient", 1 + h * 1j * (1 + h * 1j))):
         a, b = line(axes, name)
