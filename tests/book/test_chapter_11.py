@@ -94,8 +94,41 @@ def test_three_balls_after_a_schedule() -> None:
         np.testing.assert_allclose(line(axes, name)[1], path[::4], atol=1e-4)
 
 
-def test_spirals() -> None:
+@pytest.mark.parametrize(("name", "tick", "beta"), [("descent", 0.02, 0.0), ("momentum", 0.18, 0.82**2)])
+def test_two_clocks(name: str, tick: float, beta: float) -> None:
+    """Each at the border of what κ = 100 allows; late, both divide by e in about the time 1."""
+    (axes,) = figure_data(CHAPTER)[3]
+    time, found = line(axes, name)
+    h = tick if name == "descent" else tick**2
+    np.testing.assert_allclose(found, heavy_ball(identity, h, beta, len(time) - 1)[0], rtol=1e-3)
+    np.testing.assert_allclose(time, tick * np.arange(len(time)), atol=1e-5)
+    assert 0.96 < 100 * h / (2 * (1 + beta)) <= 1
+    assert -1 / np.polyfit(time[time > 3.5], np.log(found[time > 3.5]), 1)[0] == pytest.approx(1, abs=0.2)
+
+
+def test_where_nesterov_asks() -> None:
+    """Keras's own steps, on the weight for momentum and on the point ahead for Nesterov, end where the arrows do."""
     (axes,) = figure_data(CHAPTER)[5]
+    curvatures, h, beta, here, v = np.array([1.0, 25.0]), 0.02, 0.9, np.array([2.0, 0.2]), np.array([-1.0, -0.8])
+    ends = {}
+    for name, nesterov in (("momentum", False), ("Nesterov", True)):
+        optimizer = keras.optimizers.SGD(h, momentum=beta, nesterov=nesterov)
+        weight = keras.Variable(here + beta * v if nesterov else here, dtype="float64")
+        optimizer.build([weight])
+        (slot,) = optimizer.momentums
+        slot.assign(v)
+        optimizer.apply([curvatures * weight.numpy()], [weight])
+        # Keras's weight is the point ahead: the point itself is βv behind
+        ends[name] = weight.numpy() - (beta * slot.numpy() if nesterov else 0)
+        x, y = line(axes, name)
+        np.testing.assert_allclose([x[0], y[0]], here + beta * v, rtol=1e-5)
+        np.testing.assert_allclose([x[1], y[1]], ends[name], rtol=1e-4)
+    assert abs(ends["Nesterov"][1]) < abs(ends["momentum"][1]) / 2
+    np.testing.assert_allclose(ends["momentum"] - ends["Nesterov"], h * curvatures * beta * v, rtol=1e-5)
+
+
+def test_spirals() -> None:
+    (axes,) = figure_data(CHAPTER)[7]
     position, speed = line(axes, "exact")
     expected = ball(0.125, np.linspace(0, 12.5, 400))
     np.testing.assert_allclose(position, expected[0], atol=1e-4)
@@ -109,7 +142,7 @@ def test_spirals() -> None:
 
 
 def test_map_is_that_of_the_eigenvalues() -> None:
-    axes = figure_data(CHAPTER)[3][0]
+    axes = figure_data(CHAPTER)[4][0]
     (image,) = axes["images"]
     x, y = np.linspace(0, 2, 101), np.linspace(0, 1, 51)
     matrices = [[step_matrix(across**2, 1.0, up**2) for across in x] for up in y]
@@ -150,7 +183,7 @@ def su_boyd_candes(curvature: Any, h: float, steps: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("panel", "curvature"), [(0, 0.04), (1, 0.01)])
 def test_nesterov_and_its_equation(panel: int, curvature: float) -> None:
-    axes = figure_data(CHAPTER)[4][panel]
+    axes = figure_data(CHAPTER)[6][panel]
     time, found = line(axes, "the equation")
     np.testing.assert_allclose(found, bessel(curvature, time), atol=1e-5)
     for h, every in ((1.0, 2), (0.0625, 8)):
