@@ -85,9 +85,29 @@ def test_shares_in_the_update() -> None:
     np.testing.assert_allclose([width for width, _ in axes["bars"]], np.concatenate(expected), rtol=1e-5)
 
 
+def test_five_clipped_arrows() -> None:
+    """Each is what clipping leaves of a fifth, seen along the sum; together they are four times the limit and more."""
+    (axes,) = figure_data(CHAPTER)[1]
+    of_device = [gradient(np.zeros((65, 10)), rows).ravel() for rows in np.split(np.arange(1400), DEVICES)]
+    clipped = np.array([0.01 * g / np.linalg.norm(g) for g in of_device])
+    total = clipped.sum(0)
+    length, end = np.linalg.norm(total), np.zeros(2)
+    assert length == pytest.approx(0.047, abs=5e-4)
+    for k, arrow in enumerate(clipped):
+        x, y = line(axes, f"device {k + 1}")
+        np.testing.assert_allclose([x[0], y[0]], end, atol=1e-7)
+        end = np.array([x[1], y[1]])
+        assert x[1] - x[0] == pytest.approx(arrow @ total / length, rel=1e-4)
+        assert 0.009 < np.hypot(x[1] - x[0], y[1] - y[0]) < 0.01
+    np.testing.assert_allclose(end, [length, 0], atol=1e-7)
+    x, _ = line(axes, "inject")
+    merged = np.sum(of_device, axis=0)
+    assert x[1] - x[0] == pytest.approx(0.01 * merged @ total / length / np.linalg.norm(merged), rel=1e-4)
+
+
 def test_two_answers_and_two_averages() -> None:
     """From the right average to Keras's it is (p − 1/2)(g₂ − g₁)."""
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     first, second = (np.array(line(axes, name))[:, 1] for name in ("g1", "g2"))
     right, kerases = (np.array(line(axes, name))[:, 0] for name in ("weighed by samples", "Keras"))
     np.testing.assert_allclose(7 * right, 6 * first + second, rtol=1e-5)
@@ -96,7 +116,7 @@ def test_two_answers_and_two_averages() -> None:
 
 def test_error_of_the_mean_of_means() -> None:
     """Dots: the mean of two means, drawn again. Lines: the expected square of (1/2 − p)(g₁ − g₂)."""
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     labels, zeros, random = digits()[1].argmax(1), np.zeros((65, 10)), np.random.default_rng(1)
     low, high, everyone = np.flatnonzero(labels < 5), np.flatnonzero(labels >= 5), np.arange(1400)
     size = np.linalg.norm(gradient(zeros, everyone))
@@ -129,7 +149,7 @@ def test_error_of_the_mean_of_means() -> None:
     chapter="14",
 )
 def test_one_faulty_device() -> None:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[4]
     for rule in RULES:
         steps, found = line(axes, rule)
         np.testing.assert_array_equal(steps, np.arange(29))
@@ -150,7 +170,7 @@ def test_how_loud_one_must_be(factor: float) -> None:
 
 @pytest.mark.claim("To a median or a vote, a device with rare data looks like a device with a fault.", chapter="14")
 def test_two_digits_to_each_device() -> None:
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[5]
     for rule in ("mean", "median", "vote"):
         np.testing.assert_allclose(line(axes, rule)[1], train(rule, by_label()), rtol=1e-4)
         np.testing.assert_allclose(line(axes, f"{rule}, shuffled")[1], train(rule, shuffled()), rtol=1e-4)
