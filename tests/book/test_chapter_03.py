@@ -542,6 +542,18 @@ def test_a_step_on_full_slots_without_the_counter(make: Callable[..., Any]) -> N
     assert 4.5 < by_formula < 5
 
 
+def test_what_comes_back_from_a_file() -> None:
+    """Built or not: the boxes say what the two tests below this one find; their widths are counts."""
+    (axes,) = figure_data(CHAPTER)[4]
+    boxes = [(*entry["label"].split(": "), max(entry["x"]) - min(entry["x"])) for entry in axes["lines"]]
+    assert len(boxes) == 12
+    lost = {way: [words.split()[0] for at, words, _ in boxes if at == way and "lost" in words] for way, *_ in boxes}
+    everything = ["m", "q", "counter"]
+    assert lost == {"in the file": [], "compile, build, load_weights": [], "compile, load_weights": everything}
+    widths = [width for _, words, width in boxes if "counter" not in words]
+    np.testing.assert_allclose(widths, 64 * 32 + 32 + 32 * 10 + 10, rtol=1e-5)
+
+
 @pytest.mark.claim(
     "In Keras 3 `save_weights` on a compiled model writes the optimizer's variables as well.",
     chapter="03",
