@@ -240,6 +240,20 @@ def test_the_runs_on_minibatches() -> None:
 # ---- sentences ------------------------------------------------------------------------------------------------------
 
 
+def test_what_sam_sees() -> None:
+    """Two dips of one depth; within ρ of the bottom the loss rises by what the bell falls over ρ."""
+    (axes,) = figure_data(CHAPTER)[6]
+    theta, loss = line(axes, "loss")
+    highest = line(axes, "highest within ρ")[1]
+    for bottom, width, other in ((-1.0, 0.15, 0.6), (1.0, 0.6, 0.15)):
+        k = np.argmin(np.abs(theta - bottom))
+        assert loss[k] == pytest.approx(0.2, abs=0.01)
+        towards = np.exp(-((2 / other) ** 2) / 2), np.exp(-((1.7 / other) ** 2) / 2), np.exp(-((2.3 / other) ** 2) / 2)
+        worst = max(1 - 0.8 * (np.exp(-((0.3 / width) ** 2) / 2) + far) for far in towards)
+        assert highest[k] == pytest.approx(worst, abs=1e-4)
+    assert np.all(highest >= loss)
+
+
 @pytest.mark.claim("companion.minimize is SciPy's method, asked through the oracle.", chapter="17")
 def test_the_iterates_are_those_of_scipy() -> None:
     digits = numpy()
