@@ -26,6 +26,9 @@ FLATTEN = "blocks => blocks.forEach(block => { block.textContent = block.textCon
 CUT = """() => [...document.querySelectorAll("article span.math")].filter(each =>
   each.querySelector("mjx-math").getBoundingClientRect().right > each.getBoundingClientRect().right + 2
 ).map(each => each.textContent)"""
+# Signs of formulas that may wrap: of those of two marks, such as that of a second derivative, the second would vanish.
+WRAPPED = """() => [...document.querySelectorAll("article mjx-c")].filter(each =>
+  getComputedStyle(each).whiteSpace != "nowrap").length"""
 # Tables that a wide window cuts off.
 HIDDEN = """() => [...document.querySelectorAll("article .pst-scrollable-table-container")].filter(each =>
   each.scrollWidth > each.clientWidth + 1).map(each => each.textContent.slice(0, 80))"""
@@ -76,6 +79,7 @@ def test_page_is_clean(visit: Any, name: str) -> None:
     formulas = page.locator(".math").count()
     assert page.locator("mjx-merror, .MathJax_Error").count() == 0
     assert page.locator("mjx-container").count() == formulas, "formulas that MathJax did not render"
+    assert page.evaluate(WRAPPED) == 0, "u″ would be shown as u′"
     text = page.evaluate(
         """() => { const copy = document.querySelector('article').cloneNode(true);
         copy.querySelectorAll('pre, code, mjx-container').forEach(node => node.remove()); return copy.textContent; }"""
