@@ -2,20 +2,27 @@
 
 import math
 import warnings
+import weakref
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import tree
 
 from companion import arguments
 from companion.batches import examples, joined, tensors
+from companion.denominators import compiled_loss
 from companion.oracle import GradientOracle
+from companion.questions import is_own
 
 _BASIS = 24  # vectors that are kept at most
 _KEPT = 3  # of them, when there are as many
 _ASYMMETRY = 0.02  # of the largest eigenvalue; half precision stays below a tenth of it
 _PATIENCE = 3  # estimates of the error in a row: one may be small while a larger eigenvalue is still hidden
+# Of each model: references to what its functions were traced with, and these by the shapes of the data. None holds it.
+_TRACED = weakref.WeakKeyDictionary[Any, tuple[list[Any], dict[Any, Any]]]()
+_SHAPES = 8  # functions that are kept of a model at most
 
 
 def sharpness(
@@ -43,6 +50,10 @@ def sharpness(
     answers by differentiating its gradient once more: exact in the model's precision, where a difference of gradients
     would lose half of the digits, and wrong where a ReLU has its kink between the two. It keeps 24 vectors, as long
     as all the weights together.
+
+    Products are compiled once for a model, its loss, its trainable weights and shapes of data: a second call begins at
+    once. After a change of anything else in a layer, ``compile`` the model, as for ``evaluate``. A model with a
+    ``compute_loss`` of its own, or without a compiled loss, is compiled at each call.
 
     Args:
         model: a compiled model.
@@ -111,19 +122,16 @@ def _products(model: Any, batch: Any, parts: int) -> Any:
     cuts = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
     dtype = keras.backend.result_type("float32", *(variable.dtype for variable in variables))
 
-    def product(vector: Any) -> Any:
+    def product(vector: Any, batch: Any) -> Any:
         pieces = tf.split(vector, [math.prod(shape) for shape in shapes])
         direction = [tf.reshape(piece, shape) for piece, shape in zip(pieces, shapes, strict=True)]
         products = GradientOracle(model, batch, parts, training=False).curvature(direction)
         return tf.concat([tf.cast(tf.reshape(each, [-1]), dtype) for each in products], 0)
 
-    compiled = product  # traced once, past TensorFlow's warning that every call of `sharpness` traces anew
-    if not model.run_eagerly:
-        size = sum(math.prod(shape) for shape in shapes)
-        compiled = tf.function(product, autograph=False).get_concrete_function(tf.TensorSpec([size], dtype))
+    compiled = product if model.run_eagerly else _traced(product, model, batch, dtype, parts)
 
     def ask(vector: Any) -> Any:
-        found = np.asarray(compiled(tf.constant(vector, dtype)), "float64")
+        found = np.asarray(compiled(tf.constant(vector, dtype), batch), "float64")
         if not np.isfinite(found).all():
             broken = [
                 v.path for v, part in zip(variables, np.split(found, cuts), strict=True) if not np.isfinite(part).all()
@@ -135,6 +143,28 @@ def _products(model: Any, batch: Any, parts: int) -> Any:
         return found
 
     return ask
+
+
+def _traced(product: Any, model: Any, batch: Any, dtype: Any, parts: int) -> Any:
+    """A compiled function of a vector and a batch: that of an earlier call if the model is what it was then.
+
+    Each is traced by itself, past TensorFlow's warning that functions of one name are traced again and again.
+    """
+    loss = None if is_own(model, "compute_loss") else compiled_loss(model)
+    known = [model.optimizer, *model.trainable_variables, *([] if loss is None else [loss])]
+    then, functions = _TRACED.get(model, ([], {}))
+    is_same = len(then) == len(known) and all(old() is new for old, new in zip(then, known, strict=True))
+    if not is_same or loss is None:  # without one nothing tells whether the model has been compiled anew
+        functions = {}
+    specs = tree.map_structure(lambda leaf: None if leaf is None else tf.type_spec_from_value(leaf), batch)
+    key = str((specs, parts))
+    if key not in functions:
+        if len(functions) == _SHAPES:
+            functions.clear()
+        vector = tf.TensorSpec([sum(math.prod(variable.shape) for variable in model.trainable_variables)], dtype)
+        functions[key] = tf.function(product, autograph=False).get_concrete_function(vector, specs)
+    _TRACED[model] = [weakref.ref(each) for each in known], functions
+    return functions[key]
 
 
 def _largest(ask: Any, size: int, tolerance: float, most: int) -> float:

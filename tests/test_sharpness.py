@@ -1,5 +1,8 @@
 """Holds `companion.sharpness` against the eigenvalues of the whole Hessian, which small models allow to write down."""
 
+import gc
+import sys
+import weakref
 from typing import Any
 
 import keras
@@ -123,6 +126,61 @@ def test_frozen_layers_do_not_count() -> None:
     model.layers[1].trainable = False
     with pytest.raises(ValueError, match="`model` has no trainable weights"):
         companion.sharpness(model, X, CLASSES)
+
+
+def test_it_is_traced_once_and_heeds_what_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, traces, inherited = classifier(), list[int](), GradientOracle.curvature
+
+    def curvature(self: Any, direction: Any) -> Any:
+        traces.append(1)
+        return inherited(self, direction)
+
+    def traced(*data: Any, exact: float | None = None) -> int:
+        """How often a call has traced, once it is certain that its answer is right."""
+        before = len(traces)
+        found = companion.sharpness(model, *data)
+        assert found == pytest.approx(exact or steepest(model, *data), rel=1e-6)
+        return len(traces) - before
+
+    monkeypatch.setattr(GradientOracle, "curvature", curvature)
+    monkeypatch.setattr(sys.modules["companion.sharpness"], "_SHAPES", 2)
+    first = steepest(model)
+    assert [traced(X, CLASSES, exact=first) for _ in range(3)] == [1, 0, 0]
+    model.set_weights([weight * 1.5 for weight in model.get_weights()])
+    assert traced(X, CLASSES) == traced(X[::-1] * 2, CLASSES) == 0
+    assert [traced(X, CLASSES, WEIGHTS), traced(X, CLASSES)] == [1, 0]
+    assert [traced(X[:9], CLASSES[:9]), traced(X, CLASSES)] == [1, 1]  # more than are kept
+    model.layers[0].trainable = False
+    assert traced(X, CLASSES) == 1
+    model.layers[0].trainable = True
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"))
+    assert traced(X, CLASSES) == 1
+    model.layers[0].kernel_regularizer.l2, _ = 3.0, model.compile("sgd", model.loss)
+    assert traced(X, CLASSES) == 1
+
+
+def test_a_model_that_was_asked_about_is_not_kept() -> None:
+    model = classifier()
+    companion.sharpness(model, X, CLASSES)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_model_whose_loss_is_not_compiled_is_traced_anew() -> None:
+    class Bent(keras.Sequential):
+        factor = 1.0
+
+        def compute_loss(self, x: Any, y: Any, y_pred: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.factor * keras.ops.mean(y_pred**2)
+
+    model = Bent([keras.Input((2,)), L.Dense(1, use_bias=False)])
+    model.compile("sgd", "mse")
+    assert companion.sharpness(model, np.eye(2), np.zeros((2, 1))) == pytest.approx(1.0)
+    for factor in (2.0, 3.0):
+        model.factor, _ = factor, model.compile("sgd")
+        assert companion.sharpness(model, np.eye(2), np.zeros((2, 1))) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize(
