@@ -332,8 +332,9 @@ class _Loss:
             self.on_iteration_begin(self.iterations)
 
     def close_iteration(self) -> None:
-        """Counts an iteration."""
+        """Counts an iteration, and lets go what was answered on the way: one is as long as two sets of weights."""
         self.is_open, self.iterations = False, self.iterations + 1
+        self.recent = collections.deque([self.here, self.recent[-1]], maxlen=_REMEMBERED)
 
 
 def _check_weights(variables: list[Any]) -> None:

@@ -625,3 +625,21 @@ def test_digits() -> None:
     model = keras.Sequential([keras.Input((64,)), *layers])
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     assert minimize(model, data.x_train, data.y_train, max_gradients=320, verbose=0).history["loss"][-1] <= 0.036
+
+
+def test_answers_of_earlier_iterations_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as long as two sets of weights; of a line search all are kept, of an iteration its end."""
+    kept, loss = list[int](), sys.modules["companion.minimize"]._Loss  # type: ignore[attr-defined]
+    inherited = loss.close_iteration
+
+    def close_iteration(self: Any) -> None:
+        inherited(self)
+        kept.append(len(self.recent))
+
+    monkeypatch.setattr(loss, "close_iteration", close_iteration)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)])
+    model.compile(loss="mse")
+    x = np.linspace(-1, 1, 8)[:, None]
+    companion.minimize(model, x, x**3, max_gradients=30, verbose=0)
+    assert len(kept) > 10
+    assert max(kept) <= 2
