@@ -65,9 +65,10 @@ def by_adam(seed: int, rate: float) -> dict[str, float]:
     return {"rate": rate, **result(model)}
 
 
-def by_lbfgs(seed: int) -> dict[str, float]:
-    model = solver(seed)
-    companion.minimize(model, POINTS, np.zeros_like(POINTS), max_gradients=GRADIENTS, tolerance=0, verbose=0)
+def by_lbfgs(seed: int, pairs: int) -> dict[str, float]:
+    model, options = solver(seed), {"maxcor": pairs}
+    zeros = np.zeros_like(POINTS)
+    companion.minimize(model, POINTS, zeros, max_gradients=GRADIENTS, tolerance=0, verbose=0, options=options)
     return result(model)
 
 
@@ -77,7 +78,7 @@ def main() -> None:
     results = []
     for seed in SEEDS:
         adams = [by_adam(seed, rate) for rate in RATES]
-        results.append({"seed": seed, "adam": adams, "lbfgs": by_lbfgs(seed)})
+        results.append({"seed": seed, "adam": adams, "lbfgs": by_lbfgs(seed, 10), "lbfgs_20": by_lbfgs(seed, 20)})
         print(results[-1], flush=True)
     report = {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 import companion
 from tests.book.reading import figure_data, line, notebook
 from tests.kit import ROOT
+from tests.kit.cases import wrong
 from tests.kit.network import Digits, flat, forward, unflat
 
 CHAPTER = "17"
@@ -151,7 +152,7 @@ def test_the_chapter_shows_the_record() -> None:
     for row, (seed, pairs) in zip(record(), ast.literal_eval(shown).items(), strict=True):
         assert seed == row["seed"]
         best = min(row["adam"], key=lambda each: each["loss"])
-        for pair, run in zip(pairs, (best, row["lbfgs"]), strict=True):
+        for pair, run in zip(pairs, (best, row["lbfgs"], row["lbfgs_20"]), strict=True):
             np.testing.assert_allclose(pair, [run["loss"], run["error"]], rtol=0.05)  # two digits
 
 
@@ -161,6 +162,12 @@ def test_the_chapter_shows_the_record() -> None:
 def test_every_start_is_won() -> None:
     assert [row["seed"] for row in record()] == [0, 1, 2, 3, 4]
     assert all(row["lbfgs"]["loss"] < 1e-3 * min(run["loss"] for run in row["adam"]) for row in record())
+
+
+@pytest.mark.claim("Then all five end below 10^{-8}.", chapter="17")
+@pytest.mark.parametrize("pairs", ["lbfgs_20", wrong("lbfgs", why="ten pairs: start 3 ends at 3e-8")])
+def test_with_twenty_pairs_every_start_gets_there(pairs: str) -> None:
+    assert max(row[pairs]["loss"] for row in record()) < 1e-8
 
 
 def test_two_slopes_lead_to_the_minimum() -> None:
