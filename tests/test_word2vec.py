@@ -159,8 +159,15 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
-@pytest.mark.parametrize("gradients", ["closed_form", "autodiff"])
+@pytest.mark.parametrize(
+    ("gradients", "jit"),
+    [
+        pytest.param("closed_form", False, id="closed_form-graph"),
+        pytest.param("autodiff", True, id="autodiff-xla"),
+        pytest.param("closed_form", True, id="closed_form-xla", marks=pytest.mark.slow),
+        pytest.param("autodiff", False, id="autodiff-graph", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", thinned(OPTIMIZERS, *(name for name in OPTIMIZERS if name != "companion.Lion")))
 def test_fit_steps_as_with_a_dense_gradient(name: str, gradients: str, jit: bool) -> None:
     make, _ = OPTIMIZERS[name]
