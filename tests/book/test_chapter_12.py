@@ -1,8 +1,10 @@
 """Chapter 12: the data under its figures, the record that it shows, and the tests that hold its sentences."""
 
 import ast
+import functools
 import json
 import math
+import re
 from typing import Any
 
 import keras
@@ -305,7 +307,7 @@ def test_tuned_damping_is_the_best(stages: int, factor: float) -> None:
 
 def test_what_ten_gradients_leave() -> None:
     """The figure of the waves, by Euler's factor and by Chebyshev's polynomial."""
-    (axes,) = figure_data(CHAPTER)[5]
+    (axes,) = figure_data(CHAPTER)[6]
     curvature, left = line(axes, "ten Euler steps")
     np.testing.assert_allclose(left, np.abs(1 - 2 / 101 * curvature) ** 10, atol=5e-3)
     polynomial = np.polynomial.Chebyshev.basis(10)
@@ -322,10 +324,10 @@ def test_what_ten_gradients_leave() -> None:
 
 
 def test_noise_and_truncation_at_the_start() -> None:
-    """The first points of the second figure, with scipy for the exact flow."""
+    """The first points of the curves along the race, with scipy for the exact flow."""
     from scipy.integrate import solve_ivp
 
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[5]
     theta = initial_weights()
     net, h = network(32), in_chapter("record")["Euler"][2][0]
     exact = solve_ivp(lambda t, values: -net(values)[1], (0, h), theta, rtol=1e-8, atol=1e-10).y[:, -1]
@@ -340,11 +342,90 @@ def test_noise_and_truncation_at_the_start() -> None:
     "At every point of the race the noise of a batch is larger than Euler's truncation error.", chapter="12"
 )
 def test_noise_dwarfs_truncation() -> None:
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[5]
     ratio = line(axes, "noise")[1] / line(axes, "Euler")[1]
     assert (ratio > 1.2).all()
     assert np.median(ratio) > 4
     assert (line(axes, "RK4")[1] < line(axes, "Euler")[1]).all()
+
+
+@functools.cache
+def after_240() -> tuple[Network, np.ndarray, np.ndarray]:
+    """The network, Euler's weights after 240 gradients of the race, and the 45 batches of an epoch."""
+    random = np.random.default_rng(1)
+    order = np.concatenate([random.permutation(1440) for _ in range(20)]).reshape(900, 32)
+    net, theta = network(32), initial_weights()
+    for rows in order[:240]:
+        theta = theta - net(theta, rows)[1]
+    return net, theta, np.random.default_rng(2).permutation(1440).reshape(45, 32)
+
+
+def test_where_one_step_ends() -> None:
+    """Each dot is what a batch adds to Euler's step: along the step, and along what differs most beside it."""
+    (axes,) = figure_data(CHAPTER)[1]
+    net, theta, epoch = after_240()
+    whole = net(theta)[1]
+    off = np.array([whole - net(theta, rows)[1] for rows in epoch])
+    step = np.linalg.norm(whole)
+    across, along = line(axes, "batches")
+    np.testing.assert_allclose(along, -off @ whole / step, atol=1e-5)
+    aside = off + np.outer(off @ whole, -whole) / step**2
+    assert np.sum(across**2) == pytest.approx(np.linalg.eigvalsh(aside @ aside.T)[-1], rel=1e-4)
+    assert line(axes, "start")[1][0] == pytest.approx(-step, rel=1e-4)
+    exact = gradient_flow.integrate(lambda values: net(values)[1], theta, 0.05, 20, "rk4")[-1]
+    missed = exact - theta + whole
+    assert line(axes, "flow")[1][0] == pytest.approx(-missed @ whole / step, rel=1e-3)
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith("# @title Make one step"))
+    shown = [float(word) for word in re.findall(r"0\.\d+|\b\d+(?= times)", cell.outputs[0].text)]
+    noise = np.sqrt(np.mean(np.sum(off**2, axis=1)))
+    error = np.linalg.norm(missed)
+    assert shown == [round(error, 3), round(noise, 3), round(noise / error)]
+
+
+@pytest.mark.claim(
+    "On batches, four short steps of Euler keep nearer to the flow than one step of RK4, for the same four gradients.",
+    chapter="12",
+)
+def test_four_batches_are_better_than_four_questions() -> None:
+    """The table of an epoch, written out; RK4 by its four slopes."""
+    net, begin, _ = after_240()
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith("# @title One epoch of steps"))
+    rows = re.findall(r"(Euler|RK4), h = (\S+) +(\d+) +([\d.]+) +([\d.]+)", cell.outputs[0].data["text/plain"])
+
+    def step(values: np.ndarray, method: str, h: float, part: Any) -> np.ndarray:
+        first = net(values, part)[1]
+        if method == "Euler":
+            return values - h * first
+        second = net(values - h / 2 * first, part)[1]
+        third = net(values - h / 2 * second, part)[1]
+        fourth = net(values - h * third, part)[1]
+        return values - h / 6 * (first + 2 * second + 2 * third + fourth)
+
+    def run(method: str, h: float, parts: Any) -> np.ndarray:
+        values = begin
+        for part in parts:
+            values = step(values, method, h, part)
+        return values
+
+    flow = run("RK4", 1.0, [slice(None)] * 45)  # off by a millionth, as the table says
+    found = []
+    for method, h, gradients, on_all, on_batches in rows:
+        h = {"1": 1.0, "¼": 0.25}[h]
+        count = round(45 / h)
+        assert int(gradients) == count * (4 if method == "RK4" else 1)
+        if h == 1 and method == "Euler":
+            off = np.linalg.norm(run(method, h, [slice(None)] * count) - flow)
+            assert float(on_all) == pytest.approx(off, rel=0.25)
+        ends = []
+        for seed in range(3):
+            draw = np.random.default_rng(seed)
+            order = np.concatenate([draw.permutation(1440).reshape(45, 32) for _ in range(4)])
+            ends.append(np.linalg.norm(run(method, h, order[:count]) - flow))
+        found.append(np.sqrt(np.mean(np.square(ends))))
+        assert float(on_batches) == pytest.approx(found[-1], abs=0.006)
+    euler, rk4, short = found
+    assert 2 * short < rk4 < euler / 2
+    assert float(rows[0][3]) > 100 * float(rows[1][3])
 
 
 # ---- the edge of stability ------------------------------------------------------------------------------------------
@@ -465,7 +546,7 @@ def test_slopes_at_the_end_are_the_record(name: str, side: int) -> None:
 
 def test_four_steps_across_the_valley() -> None:
     """A slope is λ times the distance, and the height λ/2 times its square; the record has hλ to two digits."""
-    for axes, name in zip(figure_data(CHAPTER)[3], ("Euler", "Heun"), strict=True):
+    for axes, name in zip(figure_data(CHAPTER)[4], ("Euler", "Heun"), strict=True):
         (curve,) = [each for each in record()["edge"]["curves"] if each["method"] == NAMES[name]]
         sharpness = curve["products"][-1] / record()["edge"]["h"]
         distance = np.array(curve["slopes"][:4]) / sharpness
@@ -486,7 +567,7 @@ def closed_form(method: str, h: float, steps: int) -> np.ndarray:
 
 
 def test_paths_of_the_game() -> None:
-    panels = figure_data(CHAPTER)[4]
+    panels = figure_data(CHAPTER)[3]
     for axes, method, cost in zip(panels, ("euler", "heun", "extragradient"), (1, 2, 2), strict=False):
         name = {"euler": "Euler", "heun": "Heun"}.get(method, method)
         expected = closed_form(method, 0.1, 1000 // cost)
