@@ -9,7 +9,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from ratio_charts import Ratio, Subject, chart, overview, ratio
+from ratio_charts import Ratio, Subject, chart, overview, ratio, stacks
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -73,7 +73,7 @@ def performance_page(
     ``<!-- performance: RungeKutta -->`` becomes a chart of the results of that name, ``<!-- performance: inject, N=8, *
     -->`` of what is so called, ``<!-- performance -->`` of what has no other place. ``<!-- ratio: SGD, *; Adam, * -->``
     becomes the median of what is so called, or the least and the largest. ``<!-- overview … -->`` becomes the chart of
-    all, from lines as ``overview_rows`` reads them.
+    all, from lines as ``overview_rows`` reads them, and ``<!-- held: … -->`` bars to scale, as ``amounts`` reads them.
     """
     results = json.loads(path.read_text())
     named = re.compile("<!-- performance: (.+?) -->")
@@ -82,6 +82,7 @@ def performance_page(
     page = page.replace("<!-- vocabulary -->", vocabulary_chart())
     page = re.sub("<!-- ratio: (.+?) -->", lambda match: _ends(_medians(results, match[1])), page)
     page = re.sub("<!-- overview\n(.+?)-->", lambda match: overview(_subjects(results, match[1])), page, flags=re.S)
+    page = re.sub("<!-- held: (.+?)\n(.+?)-->", lambda match: stacks(match[1], amounts(match[2])), page, flags=re.S)
     return named.sub(lambda match: _chart([row for row in results if _is_meant(row, match[1])]), page)
 
 
@@ -109,6 +110,12 @@ def overview_rows(text: str) -> list[tuple[str, list[str]]]:
         else:
             heading = line.strip()
     return rows
+
+
+def amounts(text: str) -> dict[str, dict[str, str]]:
+    """The parts of each bar, from lines such as ``a network | activations 2 | gradient 17``."""
+    rows = (line.split(" | ") for line in text.strip().splitlines())
+    return {label: dict(part.rsplit(" ", 1) for part in parts) for label, *parts in rows}
 
 
 def _subjects(results: list[dict[str, Any]], text: str) -> dict[str, list[Subject]]:

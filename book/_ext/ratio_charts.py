@@ -131,3 +131,35 @@ def overview(groups: dict[str, list[Subject]]) -> str:
                 rows.setdefault(group, []).append(f'<tr>{cells}{strip}<td class="said">{kind} <b>{said}</b></td></tr>')
                 cells = ""
     return _table(f'<th scope="col">you use</th>{axis.head()}<th scope="col">ratio</th>', rows)
+
+
+def stacks(unit: str, rows: dict[str, dict[str, str]]) -> str:
+    """Amounts end to end on one axis from zero, to scale.
+
+    Args:
+        unit: what is counted.
+        rows: for each bar its parts, by name, from left to right.
+
+    Returns:
+        A ``table`` of HTML on one line.
+    """
+    longest = max(sum(map(float, parts.values())) for parts in rows.values())
+    kinds = list(dict.fromkeys(kind for parts in rows.values() for kind in parts))
+    lines = []
+    for label, parts in rows.items():
+        left, drawn = 0.0, []
+        for kind, amount in parts.items():
+            width = 100 * float(amount) / longest
+            place = f'style="left: {left:.1f}%; width: {width:.1f}%"'
+            drawn.append(f'<i class="part of-{kinds.index(kind)}" {place}></i>')
+            left += width
+        strip = f'<td class="axis"><span class="strip">{"".join(drawn)}</span></td>'
+        lines.append(
+            f'<tr><th scope="row">{_words(label)}</th>{strip}<td class="said">{" + ".join(parts.values())}</td></tr>'
+        )
+    key = " ".join(f'<span><i class="of-{place}"></i>{_words(kind)}</span>' for place, kind in enumerate(kinds))
+    head = (
+        f'<th scope="col">a step of</th><th class="axis" scope="col">to scale</th><th scope="col">{_words(unit)}</th>'
+    )
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<table class="table ratios stacked"><caption>{key}</caption>{body}</table>'

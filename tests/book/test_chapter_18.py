@@ -12,7 +12,7 @@ import pytest
 import companion
 from companion import datasets
 from companion.exercises import chapter_18
-from tests.book.reading import figure_data, line, notebook
+from tests.book.reading import figure_data, line, markdown, notebook
 from tests.kit.cases import wrong
 from tests.kit.network import softmax
 
@@ -93,10 +93,10 @@ def test_the_run_that_is_not_shuffled_is_numpys() -> None:
             ratios.append(np.sqrt(squared([0.1 * slope for slope in slopes]) / squared(weights)))
             weights = [weight - 0.1 * slope for weight, slope in zip(weights, slopes, strict=True)]
         expected = {
-            (0, 0): sum(loss * size for loss, size in losses) / len(x),
-            (1, 0): np.mean(norms),
-            (1, 1): np.mean(ratios),
-            (1, 2): np.divide(*np.mean(found, axis=0)),
+            (1, 0): sum(loss * size for loss, size in losses) / len(x),
+            (2, 0): np.mean(norms),
+            (2, 1): np.mean(ratios),
+            (2, 2): np.divide(*np.mean(found, axis=0)),
         }
         for place, value in expected.items():
             assert drawn(*place, "not shuffled")[epoch] == pytest.approx(value, rel=1e-4), place
@@ -113,8 +113,8 @@ def test_rate_times_sharpness_at_the_start() -> None:
             end = [weight + sign * small * part / length for weight, part in zip(weights, vector, strict=True)]
             ends.append(gradient(end, X, Y)[1])
         vector = [(there - back) / (2 * small) for there, back in zip(*ends, strict=True)]
-    assert drawn(1, 3, "healthy")[0] == pytest.approx(0.1 * np.sqrt(squared(vector)), rel=0.01)
-    assert drawn(1, 3, "rate too high")[0] == pytest.approx(15 * drawn(1, 3, "healthy")[0], rel=1e-5)
+    assert drawn(2, 3, "healthy")[0] == pytest.approx(0.1 * np.sqrt(squared(vector)), rel=0.01)
+    assert drawn(2, 3, "rate too high")[0] == pytest.approx(15 * drawn(2, 3, "healthy")[0], rel=1e-5)
 
 
 def steps_to(level: float, batch: int, rate: float, seed: int) -> float:
@@ -131,7 +131,7 @@ def steps_to(level: float, batch: int, rate: float, seed: int) -> float:
 
 @pytest.mark.parametrize(("place", "rate"), [(3, 0.4), (6, 0.5)])
 def test_steps_that_a_batch_needs_are_numpys(place: int, rate: float) -> None:
-    sizes, needed = line(figure_data(CHAPTER)[4][0], "steps needed")
+    sizes, needed = line(figure_data(CHAPTER)[5][0], "steps needed")
     assert needed[place] == pytest.approx(np.mean([steps_to(0.4, int(sizes[place]), rate, seed) for seed in range(6)]))
 
 
@@ -139,7 +139,7 @@ def test_the_answers_of_four_parts() -> None:
     """Two batches with the same mean; their noise scales solve two equations, for parts of 16 and for all 64."""
     table = next(out["data"]["text/plain"] for cell in notebook(CHAPTER).cells for out in cell.get("outputs", [])
                  if "noise in it" in out.get("data", {}).get("text/plain", ""))  # fmt: skip
-    for axes, row in zip(figure_data(CHAPTER)[3], table.splitlines()[1:], strict=True):
+    for axes, row in zip(figure_data(CHAPTER)[4], table.splitlines()[1:], strict=True):
         parts = np.array([line(axes, f"part {n}")[0][1] for n in range(1, 5)])
         assert line(axes, "mean")[0][1] == parts.mean() == 2
         signal, trace = np.linalg.solve([[1, 1 / 16], [1, 1 / 64]], [np.mean(parts**2), 4])
@@ -148,8 +148,8 @@ def test_the_answers_of_four_parts() -> None:
 
 def test_every_run_is_drawn_in_both_figures() -> None:
     for label in RUNS:
-        assert len(drawn(0, 0, label)) == 8
-        assert [len(drawn(1, axes, label)) for axes in range(4)] == [8, 8, 8, 2]
+        assert len(drawn(1, 0, label)) == 8
+        assert [len(drawn(2, axes, label)) for axes in range(4)] == [8, 8, 8, 2]
 
 
 # ---- sentences ------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_every_run_is_drawn_in_both_figures() -> None:
     "Seven of the ten end close to $\\ln 10$, 2.3, the loss of a network that knows nothing.", chapter="18"
 )
 def test_the_losses_begin_alike() -> None:
-    healthy, *others = (drawn(0, 0, label) for label in RUNS)
+    healthy, *others = (drawn(1, 0, label) for label in RUNS)
     assert sum(abs(run[0] / healthy[0] - 1) < 1 / 8 for run in others) == 8
     assert sum(2.2 < run[-1] < 2.4 for run in others) == 7  # where a network guesses
 
@@ -169,12 +169,12 @@ def test_the_losses_begin_alike() -> None:
     "At the rate that is too high a step of the first epoch moves the weights by a fifth of their length", chapter="18"
 )
 def test_how_far_steps_go() -> None:
-    assert drawn(1, 1, "rate too high")[0] == pytest.approx(0.2, rel=0.1)
-    assert drawn(1, 1, "rate too low")[0] < 1e-4
-    assert 0.004 < drawn(1, 1, "healthy").min() < drawn(1, 1, "healthy").max() < 0.011
-    decay = drawn(1, 1, "decay too strong")[2:]
+    assert drawn(2, 1, "rate too high")[0] == pytest.approx(0.2, rel=0.1)
+    assert drawn(2, 1, "rate too low")[0] < 1e-4
+    assert 0.004 < drawn(2, 1, "healthy").min() < drawn(2, 1, "healthy").max() < 0.011
+    decay = drawn(2, 1, "decay too strong")[2:]
     assert (np.diff(decay) > 0).all()
-    assert decay[-1] > 5 * drawn(1, 1, "healthy").max()
+    assert decay[-1] > 5 * drawn(2, 1, "healthy").max()
 
 
 @pytest.mark.claim("The first cell of this page needs fewer than ten products.", chapter="18")
@@ -204,14 +204,30 @@ def test_dead_units_have_no_gradient(bias: float) -> None:
 
 
 @pytest.mark.claim(
+    "Its first large steps have pushed more than half of its ReLUs below zero on every image: they are dead.",
+    chapter="18",
+)
+@pytest.mark.parametrize("rate", [1.5, wrong(0.1, why="the healthy rate")])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rate_that_is_too_high_kills_units(rate: float, seed: int) -> None:
+    weights, generator = initial(), np.random.default_rng(seed)
+    for batch in (batch for _ in range(3) for batch in np.array_split(generator.permutation(len(X)), 23)):
+        slopes = gradient(weights, X[batch], Y[batch])[1]
+        weights = [weight - rate * slope for weight, slope in zip(weights, slopes, strict=True)]
+    first = np.maximum(X @ weights[0] + weights[1], 0)
+    second = np.maximum(first @ weights[2] + weights[3], 0)
+    assert sum((layer.max(axis=0) == 0).sum() for layer in (first, second)) > 64 / 2
+
+
+@pytest.mark.claim(
     "In the network of sigmoids the gradient norm falls to less than a third at each of the first five steps down.",
     chapter="18",
 )
 def test_gradients_vanish_layer_by_layer() -> None:
-    norms = line(figure_data(CHAPTER)[2][0], "vanishing gradients")[1]
+    norms = line(figure_data(CHAPTER)[3][0], "vanishing gradients")[1]
     assert len(norms) == 7
     assert (norms[1:6] < norms[:5] / 3).all()
-    flat = line(figure_data(CHAPTER)[2][0], "healthy")[1]
+    flat = line(figure_data(CHAPTER)[3][0], "healthy")[1]
     assert flat.max() < 2 * flat.min()
 
 
@@ -246,9 +262,9 @@ def test_the_noise_scale_is_the_exact_one() -> None:
 )
 @pytest.mark.claim("(With a noise scale five times smaller it would fit.)", chapter="18")
 def test_where_doubling_stops_paying() -> None:
-    sizes, needed = line(figure_data(CHAPTER)[4][0], "steps needed")
+    sizes, needed = line(figure_data(CHAPTER)[5][0], "steps needed")
     np.testing.assert_allclose(sizes / sizes[3], [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], rtol=0.02)
-    assert sizes[3] == round(np.mean(drawn(1, 2, "healthy")))
+    assert sizes[3] == round(np.mean(drawn(2, 2, "healthy")))
     saved = 1 - needed[1:] / needed[:-1]
     assert (abs(saved[:2] - 0.25) < 0.05).all()
     assert (saved[3:] < 0.1).all()
@@ -259,13 +275,13 @@ def test_where_doubling_stops_paying() -> None:
 
     assert theory(sizes[3])[0] > 3 * needed[0]
     np.testing.assert_allclose(theory(sizes[3] / 5), needed, rtol=0.08)
-    at, dashed = line(figure_data(CHAPTER)[4][0], "theory")
+    at, dashed = line(figure_data(CHAPTER)[5][0], "theory")
     assert dashed[0] == pytest.approx(needed[-1] * (1 + sizes[3] / at[0]) / (1 + sizes[3] / sizes[-1]), rel=1e-4)
 
 
 def first_line(name: str) -> int | None:
     """The line of the chapter's list that fits a run first; 5 is what its layers have to say."""
-    norm, ratio, scale, steep = (drawn(1, axes, name) for axes in range(4))
+    norm, ratio, scale, steep = (drawn(2, axes, name) for axes in range(4))
     if np.isnan(norm).all():  # zero, which a logarithmic axis leaves out
         return 1
     if steep.max() > 2:
@@ -277,20 +293,33 @@ def first_line(name: str) -> int | None:
     return None
 
 
+def test_the_picture_is_the_list() -> None:
+    """Line by line the same dial and the same limit; the three rows of line 5 are one box."""
+    (source,) = (cell.source for cell in notebook(CHAPTER).cells if cell.source.startswith("# @title Draw the list"))
+    boxes = re.findall(r'^    "(\d)  (.+?):(.+?)":', source, re.MULTILINE)
+    rows = re.findall(r"^\| (\d) \| (.*?) \| (.*?) \|", markdown(CHAPTER), re.MULTILINE)
+    rows = [row for row in rows if row[0] != "5"] + [next(row for row in rows if row[0] == "5")]
+    assert len(boxes) == len(rows) == 7
+    for (number, dial, sign), (line_, look, limit) in zip(boxes, sorted(rows, key=lambda row: row[0]), strict=True):
+        assert number == line_
+        assert dial.lower().replace("a layer", "each layer") in look
+        assert set(re.findall(r"[\d.]*\d", sign)) == set(re.findall(r"[\d.]*\d", limit))
+
+
 @pytest.mark.claim("The list finds all ten.", chapter="18")
 def test_the_list_finds_every_disease() -> None:
     lines = {name: first_line(name) for name in RUNS}
     said = {"float16 underflow": 1, "rate too high": 2, "exploding gradients": 2, "rate too low": 3}
     said |= {"decay too strong": 3, "not shuffled": 4}
     assert lines == dict.fromkeys(RUNS) | said
-    norms = line(figure_data(CHAPTER)[2][0], "vanishing gradients")[1]
+    norms = line(figure_data(CHAPTER)[3][0], "vanishing gradients")[1]
     assert norms[1] < norms[0] / 3  # line 5, as are the zeros and the missing layers that the chapter prints
     printed = "".join(out.get("text", "") for cell in notebook(CHAPTER).cells for out in cell.get("outputs", []))
     assert "dead ReLUs: top 0.1, hidden_2 0, hidden_1 0" in printed
     assert re.search(r"frozen by mistake: top 0\.\d\n", printed)
-    labels = drawn(1, 2, "wrong labels")
+    labels = drawn(2, 2, "wrong labels")
     assert labels.min() > 5 * 64  # line 6
-    assert drawn(0, 0, "wrong labels")[-1] > 0.9 * drawn(0, 0, "wrong labels")[0]
+    assert drawn(1, 0, "wrong labels")[-1] > 0.9 * drawn(1, 0, "wrong labels")[0]
     table = next(out["data"]["text/plain"] for cell in notebook(CHAPTER).cells for out in cell.get("outputs", [])
                  if "not shuffled (4)" in out.get("data", {}).get("text/plain", ""))  # fmt: skip
     numbers = {name: re.search(rf"^{name} \((\d)\)", table, re.MULTILINE) for name in RUNS[1:]}

@@ -10,7 +10,7 @@ import re
 import statistics
 
 import pytest
-from book_pages import Claim, claims_page, collect_claims, overview_rows, performance_page
+from book_pages import Claim, amounts, claims_page, collect_claims, overview_rows, performance_page
 from ratio_charts import chart, ratio
 
 from tests.benchmarks import bench_oracle
@@ -18,6 +18,7 @@ from tests.book.reading import CHAPTERS, markdown, plain_text
 from tests.kit import ROOT
 
 CLAIMS = collect_claims()
+PERFORMANCE = (ROOT / "book" / "performance.md").read_text()
 
 
 def missing(claim: Claim, text: str) -> bool:
@@ -83,8 +84,8 @@ def test_performance_page_has_every_result_once(tmp_path: pathlib.Path) -> None:
     page = (ROOT / "book" / "performance.md").read_text()
     filled = performance_page(tmp_path / "performance.json", page)
     assert "<!--" not in filled
-    before, after = filled.split("## L-BFGS")
-    before = before.split("## All on one axis")[0] + before.split("## Our optimizers")[1]
+    _, folds = filled.split("## The measurements behind the chart")
+    before, after = folds.split("<details><summary>L-BFGS")
     assert [row[:2] for row in rows_of(before)] == [("0", "SGD"), ("1", "SGD")]
     assert ("1", "minimize") in [row[:2] for row in rows_of(after)]
 
@@ -156,6 +157,25 @@ def test_what_performance_counts_is_in_the_networks_that_were_measured() -> None
     assert "| activations | {} million | {} million |\n".format(*(round(n / 1e6) for n in activations)) in page
     cnn, dense = (network.count_params() for network in networks)
     assert f"| weights | {cnn:,} | {dense / 1e6:.0f} million |\n" in page
+    assert f"{1024 // 8 * bench_oracle.IDS:,} words a small batch" in page.replace("\n", " ")
+
+
+def test_bars_of_what_a_step_holds_are_those_counts() -> None:
+    """An eighth of the activations in eight parts, a gradient as large as the weights, and in parts their sum."""
+    (text,) = re.findall("<!-- held: million numbers\n(.+?)-->", PERFORMANCE, re.DOTALL)
+    held = {row: [float(amount) for amount in parts.values()] for row, parts in amounts(text).items()}
+    for name, network in (("CNN", bench_oracle.convolutional(128, 8)), ("dense network", bench_oracle.dense(2048))):
+        activations = 256 * sum(math.prod(layer.output.shape[1:]) for layer in network.layers[:4])
+        gradient = [network.count_params()] * (name == "dense network")
+        expected = {"one piece": [activations, *gradient], "eight parts": [activations / 8, *gradient, *gradient]}
+        for way, counts in expected.items():
+            rounded = [round(count / 1e6, 1) if count < 1e6 else round(count / 1e6) for count in counts]
+            assert held[f"a {name}, in {way}"] == rounded
+    drawn = re.findall(r"left: ([\d.]+)%; width: ([\d.]+)%", performance_page(page=PERFORMANCE).split("stacked")[1])
+    ends = [float(left) + float(width) for left, width in drawn[: sum(map(len, held.values()))]]
+    longest = max(map(sum, held.values()))
+    running = [100 * sum(parts[: k + 1]) / longest for parts in held.values() for k in range(len(parts))]
+    assert ends == pytest.approx(running, abs=0.2)
 
 
 def test_bars_of_all_optimizers_contain_1() -> None:
