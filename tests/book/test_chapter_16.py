@@ -120,8 +120,20 @@ def test_the_ellipse_after_each_round() -> None:
         assert [lengths.max(), lengths.min()] == pytest.approx([half.max(), half.min()], abs=0.01)
 
 
-def test_three_points() -> None:
+def test_two_ways_to_settle() -> None:
+    """In closed form: what noise leaves of a start and of itself; the average is that of the points before."""
     (axes,) = figure_data(CHAPTER)[3]
+    noise, steps = np.random.default_rng(3).normal(0, 1.0, 100), np.arange(1, 101)
+    kept = np.where(steps[:, None] >= steps, 0.7 ** (steps[:, None] - steps), 0)
+    constant = 4 * 0.7**steps - 0.3 * kept @ noise
+    np.testing.assert_allclose(line(axes, "constant rate")[1], constant, atol=1e-4)
+    np.testing.assert_allclose(line(axes, "average")[1], [constant[:end].mean() for end in steps], atol=1e-4)
+    slower = line(axes, "falling rate")[1]
+    assert np.abs(np.diff(slower[-20:])).max() < 0.1 < np.abs(np.diff(constant[-20:])).max()
+
+
+def test_three_points() -> None:
+    (axes,) = figure_data(CHAPTER)[4]
     z, x = (np.transpose(line(axes, name)) for name in ("z", "x"))
     np.testing.assert_allclose(x[-1], z[1:].mean(0), atol=1e-4)
     last = {name: np.ravel(line(axes, f"last {name}")) for name in ("z", "x", "θ")}
@@ -146,7 +158,7 @@ def test_distances_from_the_paper() -> None:
 
 @pytest.mark.parametrize(("panel", "warmup"), [(0, 0), (1, 100)])
 def test_losses_at_each_point(panel: int, warmup: int) -> None:
-    axes, curvatures = figure_data(CHAPTER)[4][panel], np.geomspace(1, 10, 20)
+    axes, curvatures = figure_data(CHAPTER)[5][panel], np.geomspace(1, 10, 20)
     expected = dict(zip(("theta", "x"), path(warmup), strict=True)) | {"x, all alike": path(warmup, alike=True)[1]}
     for name, points in expected.items():
         np.testing.assert_allclose(line(axes, name)[1], points**2 @ curvatures / 2, rtol=1e-3)
