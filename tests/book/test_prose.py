@@ -134,7 +134,7 @@ def test_notebook_is_normalised(chapter: str) -> None:
     streams = [output.get("name") for cell in code_cells(chapter) for output in cell.outputs]
     assert "stderr" not in streams
     texts = "".join(out.get("data", {}).get("text/plain", "") for cell in code_cells(chapter) for out in cell.outputs)
-    assert " object at 0x" not in texts, "the address of an object: assign what the last line returns"
+    assert " at 0x" not in texts, "the address of an object: assign what the last line returns"
     assert not any("execution" in cell.metadata for cell in cells)
 
 
