@@ -44,6 +44,18 @@ def values_of(gradient: Any) -> Any:
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
+def shaped(gradient: Any, point: Any) -> Any:
+    """The gradient that is given, of which a graph now knows the shape if it is dense, as of one by ``numpy_function``.
+
+    Args:
+        gradient: a tensor, a ``tf.IndexedSlices``, or ``None``.
+        point: the tensor of which it is the gradient.
+    """
+    if kind_of(gradient) == "dense":
+        gradient.set_shape(point.shape)
+    return gradient
+
+
 def widened(gradient: Any, sparse: bool = True) -> Any:
     """A gradient in at least float32, so that a sum over parts keeps what half precision would lose.
 

@@ -7,7 +7,7 @@ Keras hands an optimizer one gradient a step. A method that needs more, such as 
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -22,7 +22,7 @@ from companion.merging import weighted_mean
 from companion.oracle import GradientOracle
 from companion.questions import check_question, direction_of, functions_of
 from companion.replicas import brought_by_one, has_workers, replicas_of
-from companion.wrapping import wrapped_by
+from companion.wrapping import weighed, wrapped_by
 
 # Private names of Keras, checked on 3.13.2 and 3.15.1; tests/test_injection.py notices when they move.
 _BUILD_FROM_ITERATOR = "_maybe_symbolic_build"
@@ -334,20 +334,20 @@ def _logs(model: Any, results: dict[str, Any]) -> dict[str, Any]:
 def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> dict[str, Any]:
     """Asks, applies the answer once, and reports."""
     oracle.defer()
-    injected = [layer for layer in wrapped_by(optimizer) if isinstance(layer, InjectedOptimizer)]
+    layers = list(wrapped_by(optimizer))
+    injected = [layer for layer in layers if isinstance(layer, InjectedOptimizer)]
     if listener:
         listener.begin(oracle)
     with _step_of(injected):
         plain = not (injected or (listener and listener.checks)) and oracle.is_whole and oracle.merge is weighted_mean
+        late = tf.executing_eagerly() and not optimizer.built and any(hasattr(o, "optimizers") for o in layers)
+        if late or not plain:
+            oracle.prepare()
+            variables = _made_ready(optimizer, oracle.model)  # it is known what several hold, and nothing has moved
         if plain:
             gradients, answers = oracle.plain(), None
+            variables = _made_ready(optimizer, oracle.model)
         else:
-            oracle.prepare()
-        variables = oracle.model.trainable_variables
-        if variables and not optimizer.built:  # or the loss would be scaled otherwise than the answer is applied with
-            optimizer.build(variables)
-        _check_optimizer(optimizer)  # what a MultiOptimizer holds is known now
-        if not plain:
             asks_itself = injected and variables
             if asks_itself and listener and listener.checks:  # what `direction` may assign
                 own = keras.optimizers.Optimizer.variables.fget(injected[0])
@@ -358,7 +358,7 @@ def _take_step(optimizer: Any, oracle: GradientOracle, listener: Any = None) -> 
             if asks_itself and injected[0]._is_taken is not None:
                 oracle.take_back(unless=injected[0]._is_taken, but=of_metrics(oracle.model))
         if variables:
-            with _weighed(optimizer, oracle) as is_weighed:
+            with weighed(optimizer, oracle) as is_weighed:
 
                 def apply(found: Any) -> None:
                     brought = found if is_weighed else brought_by_one(found)
@@ -403,17 +403,6 @@ def _build_from_one_shard(model: Any, listener: Any, iterator: Any = None, data_
             listener.build(model)
 
 
-@contextmanager
-def _weighed(optimizer: Any, oracle: GradientOracle) -> Iterator[bool]:
-    """Hands the batch's weight to an accumulation that wants it, however it is wrapped; yields whether one does."""
-    accumulations = [layer for layer in wrapped_by(optimizer) if vars(layer).get("normalize") == "weight"]
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync  # each brings the merged gradient, and its share
-    with ExitStack() as stack:
-        for layer in accumulations:
-            stack.enter_context(layer.weighed(oracle.denominator / replicas))
-        yield bool(accumulations)
-
-
 def _is_injected(model: Any) -> bool:
     return getattr(vars(model).get("train_step"), "func", None) is _train_step
 
@@ -429,6 +418,14 @@ def _check(model: Any) -> None:
             f"model.trainable_variables). Received: model={model.name!r} of class {type(model).__name__}"
         )
     _check_optimizer(model.optimizer)
+
+
+def _made_ready(optimizer: Any, model: Any) -> Any:
+    """Builds and checks an optimizer for a model that is built, before the loss is scaled; the variables that move."""
+    if model.trainable_variables and not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    _check_optimizer(optimizer)
+    return model.trainable_variables
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -23,7 +23,7 @@ from keras import ops, tree
 
 from companion.batches import copied, divisible, examples, part_of, sum_over_parts, unpacked
 from companion.denominators import activity_as_mean, compiled_loss, loss_shares, no_common_denominator, standing_in
-from companion.gradients import along, coalesce, kind_of, scaled, widened
+from companion.gradients import along, coalesce, kind_of, scaled, shaped, widened
 from companion.merging import weighted_mean
 from companion.questions import (
     Recorder,
@@ -384,8 +384,8 @@ class GradientOracle:
                 found = tape.gradient(scaled_loss, [*points, *(held if values else [])])
                 if is_first and self.micro_batches > 1 and self._loss is None and self._training:
                     logs = self._report_part(batch, outputs, losses[0], share)
-            unscale = 1 / self._scale(1.0)
-            gradients = [scaled(widened(gradient, self._joins), unscale) for gradient in found[: len(points)]]
+            pairs, unscale = zip(found, points, strict=False), 1 / self._scale(1.0)
+            gradients = [scaled(widened(shaped(*pair), self._joins), unscale) for pair in pairs]
             scope.refuse_traced(found[len(points) :])
             bend = along(gradients, self._direction) if second else None
         if second:
@@ -394,8 +394,8 @@ class GradientOracle:
         self._kinds = [kind_of(gradient) for gradient in gradients]
         if is_new:
             told = [] if self.is_whole else getattr(compiled_loss(model), "metrics", [])  # of the whole, at the end
-            self._moving, self._outputs = scope.moved(model, told), outputs if self.micro_batches == 1 else None
-            self._added = list(scope.losses) if self.micro_batches == 1 else []
+            self._moving, is_one = scope.moved(model, told), self.micro_batches == 1
+            self._outputs, self._added = (outputs, list(scope.losses)) if is_one else (None, [])
         heard = [self.listener(gradients, examples(batch[0]))] if is_first and self.listener else []
         dense, sparse = ([each for each in gradients if kind_of(each) == kind] for kind in ("dense", "sparse"))
         rows = [piece for gradient in sparse for piece in (gradient.indices, gradient.values)]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
@@ -312,6 +312,22 @@ def wrapped_by(optimizer: Any) -> Iterator[Any]:
         inside = getattr(optimizer, "optimizers", []) if inner is None else [inner]
     for each in inside:
         yield from wrapped_by(each)
+
+
+@contextmanager
+def weighed(optimizer: Any, oracle: Any) -> Iterator[bool]:
+    """Hands a batch's weight to each accumulation that wants it, however it is wrapped; yields whether one does.
+
+    Args:
+        optimizer: a ``keras.optimizers.Optimizer``.
+        oracle: the :class:`~companion.GradientOracle` of the batch.
+    """
+    accumulations = [layer for layer in wrapped_by(optimizer) if vars(layer).get("normalize") == "weight"]
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync  # each brings the merged gradient, and its share
+    with ExitStack() as stack:
+        for layer in accumulations:
+            stack.enter_context(layer.weighed(oracle.denominator / replicas))
+        yield bool(accumulations)
 
 
 @keras.saving.register_keras_serializable(package="companion")

@@ -160,6 +160,26 @@ def test_one_replica_is_asked_alone() -> None:
     assert shapes[0] == [(1, 3, 4), (1, 4), (1, 4, 2), (1, 2), (1,)]
 
 
+def test_gradient_whose_shape_a_graph_does_not_know() -> None:
+    class ByNumPy(L.Layer):
+        def build(self, shape: Any) -> None:
+            self.kernel = self.add_weight(shape=(shape[-1], 2))
+
+        def call(self, x: Any) -> Any:
+            @tf.custom_gradient
+            def product(x: Any, kernel: Any) -> Any:
+                return x @ kernel, lambda up: (None, tf.numpy_function(lambda x, up: x.T @ up, [x, up], "float32"))
+
+            return product(x, tf.convert_to_tensor(self.kernel))
+
+    model = keras.Sequential([keras.Input((3,)), ByNumPy()])
+    model.compile(P.SGD(0.1), "mse")
+    start = model.get_weights()
+    inject(model, 2, merge=merging.mean).fit(X[:8], Y[:8], batch_size=8, verbose=0)
+    expected = start[0] - 0.1 / 8 * X[:8].T @ (X[:8] @ start[0] - Y[:8])
+    np.testing.assert_allclose(model.get_weights()[0], expected, rtol=0, atol=1e-6)
+
+
 def test_rule_sees_weights_and_gradients_in_the_order_of_variables() -> None:
     seen: list[Any] = []
 
