@@ -103,7 +103,7 @@ def test_errors_are_those_of_numpy(network: Digits, paths: Any) -> None:
 
 def test_limits_of_the_network(network: Digits, paths: Any) -> None:
     """2/λ on three ways: the text says where it lies between the rates, where it rises, and where it falls."""
-    (axes,) = figure_data(CHAPTER)[5]
+    (axes,) = figure_data(CHAPTER)[6]
     limits = {}
     for h in (0.4, 0.8, 1.6):
         times, limits[h] = line(axes, f"limit, h = {h}")
@@ -193,6 +193,21 @@ def test_a_rate_above_the_limit_bounces(logistic: Logistic, optimum: Any, factor
     assert logistic.loss(points[0]) < 2 * logistic.loss(w)
     np.testing.assert_allclose(points[2], points[0], atol=1e-9)
     assert np.abs(points[1] - points[0]).max() > 0.01
+
+
+def test_plateau_lies_above_the_minimum(logistic: Logistic, optimum: Any) -> None:
+    (axes,) = figure_data(CHAPTER)[5]
+    w, limit = optimum
+    point, expected = np.zeros((64, 10)), []
+    for _ in range(121):
+        expected.append(logistic.loss(point))
+        point = logistic.descend(1.1 * limit, 1, point)
+    np.testing.assert_allclose(line(axes, "raw")[1], expected, rtol=1e-4)
+    smoothed = line(axes, "smoothed")[1]
+    np.testing.assert_allclose(smoothed, np.convolve(expected, np.ones(10) / 10, "valid"), rtol=1e-4)
+    np.testing.assert_allclose(line(axes, "minimum")[1], logistic.loss(w), rtol=1e-4)
+    assert np.ptp(smoothed[-40:]) < 0.002 < np.min(np.abs(np.diff(expected[-40:])))
+    assert smoothed.min() > logistic.loss(w) + 0.02
 
 
 # ---- the sentences --------------------------------------------------------------------------------------------------
