@@ -65,6 +65,12 @@ def test_picture_of_a_pair_has_the_rows_that_one_pair_reads() -> None:
         assert sum(entry["label"] != "not read" for entry in rows) == read
 
 
+def test_picture_of_the_copy_has_every_row_twice_where_take_reads_and_once_where_gather_does() -> None:
+    for axes, copied in zip(figure_data(CHAPTER)[3], (20, 0), strict=True):
+        drawn = [entry["label"] for entry in axes["lines"]]
+        assert [drawn.count(name) for name in ("table", "copy", "rows")] == [20, copied, 3]
+
+
 @pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adagrad"])
 def test_figure_of_first_steps_is_the_square_root(name: str) -> None:
     (axes,) = figure_data(CHAPTER)[0]

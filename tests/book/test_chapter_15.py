@@ -224,7 +224,7 @@ def test_rest_beside_the_minimum(k: int, curvatures: np.ndarray) -> None:
     assert np.linalg.norm(theta - lowest) > 1e-3
 
 
-@pytest.mark.claim("While hλk is small, the distance is in proportion to the learning rate", chapter="15")
+@pytest.mark.claim("While hλk is small, a tenth of the rate gives about a tenth of the drift.", chapter="15")
 @pytest.mark.parametrize(
     ("k", "largest", "steepness"),
     [
@@ -242,7 +242,7 @@ def test_distance_of_first_order(k: int, largest: float, steepness: int) -> None
     assert abs(np.polyfit(np.log(rates), np.log(distances), 1)[0] - 1) < 0.02
 
 
-@pytest.mark.claim("As long as hλk is small, the distance is also in proportion to k − 1.", chapter="15")
+@pytest.mark.claim("while hλk is small, the drift is in proportion to h (k − 1).", chapter="15")
 @pytest.mark.parametrize("power", [1, wrong(2, why="with its square")])
 def test_distance_grows_with_the_steps_beyond_one(power: int) -> None:
     steps = np.array([2, 3, 5, 9])
@@ -263,13 +263,13 @@ def test_outer_optimizer_rests_there_too(k: int) -> None:
     np.testing.assert_allclose(theta.numpy(), rest(k, 0.1), atol=1e-9)
 
 
-# ---- figure 5: the killed run ---------------------------------------------------------------------------------------
+# ---- figure 7: the killed run ---------------------------------------------------------------------------------------
 
 
 def test_time_line_is_the_record() -> None:
     names = names_of("Recorded: the times of a killed run")
     recorded = record("killed_run")["launches"]
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[6]
     for number, (launch, (started, ended, *workers)) in enumerate(zip(recorded, names["launches"], strict=True)):
         assert (launch["started"], launch["ended"]) == (started, ended)
         for rank, (events, (connected, epochs, exchanges)) in enumerate(zip(launch["workers"], workers, strict=True)):
@@ -307,7 +307,7 @@ def test_record_says_what_the_text_makes_of_it() -> None:
     assert starting > first[1]["killed"][0] - first[1]["begin"][-1][1]
 
 
-# ---- figures 4 and 6: what an exchange costs, and how it goes around ------------------------------------------------
+# ---- figures 4 to 6: what an exchange costs, and how it goes around -------------------------------------------------
 
 
 def measured() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -339,7 +339,7 @@ def test_times_are_the_record_and_the_fit_is_the_fit() -> None:
 
 
 def test_figure_of_seconds_is_the_formula() -> None:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[5]
     for name, k, latency, bandwidth in [
         ("slow", 1, 1e-2, 1e9 / 8),
         ("slow", 20, 1e-2, 1e9 / 8),
@@ -349,6 +349,21 @@ def test_figure_of_seconds_is_the_formula() -> None:
         count, y = line(axes, f"{name} k={k}")
         ring = 2 * (count - 1) * latency + 2 * (count - 1) / count * 4e8 / bandwidth
         np.testing.assert_allclose(y, 0.5 + ring / k, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("k", "made"), [(1, 10), (20, 58), (65, 65), wrong(20, 60, why="three whole rounds")])
+def test_figure_of_waiting(k: int, made: int) -> None:
+    """Rounds of k steps of half a second and an exchange of 3.22 s, cut off after the first of 65 steps."""
+    begins, last = np.arange(0, 35.71, k / 2 + 3.22), 35.72
+    work = np.transpose([begins, np.minimum(begins + k / 2, last)])
+    waits = np.transpose([work[:, 1], [*begins[1:], last]])
+    (axes,) = figure_data(CHAPTER)[3]
+    for label, expected in {"steps": work, "waits": waits}.items():
+        drawn = [entry["x"] for entry in axes["lines"] if entry["label"] == f"k={k} {label}"]
+        np.testing.assert_allclose(drawn, expected, rtol=1e-4)
+    assert (np.ptp(work, axis=1) * 2 + 1e-6).astype(int).sum() == made
+    (drawing,) = (cell.outputs[0].data for cell in notebook(CHAPTER).cells if "Draw the waiting" in cell.source)
+    assert f"k = {k}: {made} steps made" in drawing["image/svg+xml"]
 
 
 def test_least_k_by_the_formula() -> None:
@@ -376,7 +391,7 @@ def test_record_of_times_says_what_the_text_makes_of_it() -> None:
 def test_picture_of_the_ring() -> None:
     """Two turns add up and two spread; in each, three pieces arrive, and what a worker ends with is complete."""
     moments = []
-    for axes in figure_data(CHAPTER)[5]:
+    for axes in figure_data(CHAPTER)[4]:
         counts = np.zeros((3, 3), int)
         for shares, points in enumerate(axes["points"], 1):
             for piece, worker in points:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from threadpoolctl import threadpool_limits
 
 import companion
-from tests.book.reading import figure_data, line, notebook
+from tests.book.reading import figure_data, line, markdown, notebook
 from tests.kit import ROOT
 from tests.kit.cases import wrong
 from tests.kit.network import Digits, flat, forward, unflat
@@ -181,9 +181,30 @@ def test_two_slopes_lead_to_the_minimum() -> None:
     assert one - slopes[1] / curvature == pytest.approx(to, abs=1e-9) == 0
 
 
+def bfgs(inverse: Any, s: Any, y: Any) -> Any:
+    """The update of Broyden, Fletcher, Goldfarb and Shanno, as Nocedal and Wright have it (6.17)."""
+    left = np.eye(2) - np.outer(s, y) / (s @ y)
+    return left @ inverse @ left.T + np.outer(s, s) / (s @ y)
+
+
+def test_what_one_pair_does_to_the_direction_and_the_next_one_to_that_pair() -> None:
+    (axes,) = figure_data(CHAPTER)[2]
+    first, slope = np.array([0.0, 1.0]), np.array([1.0, 30.0])
+    learned = bfgs(np.eye(2), first, slope * first)
+    for name, inverse in (("H is the identity", np.eye(2)), ("H after the pair", learned)):
+        way = np.diff(line(axes, name))[:, 0]
+        direction = -inverse @ slope
+        np.testing.assert_allclose(way / np.linalg.norm(way), direction / np.linalg.norm(direction), atol=1e-5)
+    np.testing.assert_allclose(learned @ slope, [1, 1])
+    angle = np.array([1.0, 1.0])
+    spoilt = bfgs(learned, angle, np.array([2.0, 30.0]) * angle)
+    (said,) = re.findall(r"`\((-[\d.]+), ([\d.]+)\)`, no longer into", markdown(CHAPTER))
+    np.testing.assert_allclose(spoilt @ (30 * first), [float(each) for each in said], atol=5e-3)
+
+
 def test_both_methods_in_the_ravine() -> None:
     """Gradient descent in closed form; L-BFGS ends far closer after as many questions."""
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     descent, found = (np.stack(line(axes, name)) for name in ("gradient descent", "L-BFGS"))
     steps = np.arange(descent.shape[1])
     factors = 1 - 2 / 31 * np.array([[1.0], [30.0]])
@@ -208,7 +229,7 @@ def test_adam_begins_where_keras_takes_it() -> None:
 
 
 def test_the_line_search() -> None:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[4]
     digits = numpy()
     per_iteration = np.diff([1, *digits.ends])
     k = int(np.argmax(per_iteration > 1))
@@ -225,7 +246,7 @@ def test_the_line_search() -> None:
 
 
 def test_what_was_measured_of_the_curvature() -> None:
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[5]
     for name in ("one batch", "fresh batches"):
         middle, heights = line(axes, name)
         assert 195 <= heights.sum() <= 200
@@ -233,7 +254,7 @@ def test_what_was_measured_of_the_curvature() -> None:
 
 
 def test_the_runs_on_minibatches() -> None:
-    (axes,) = figure_data(CHAPTER)[5]
+    (axes,) = figure_data(CHAPTER)[6]
     digits = numpy()
     clear = [digits(theta)[0] for theta in digits.iterates]
     passes, full = line(axes, "L-BFGS, all data")
@@ -249,7 +270,7 @@ def test_the_runs_on_minibatches() -> None:
 
 def test_what_sam_sees() -> None:
     """Two dips of one depth; within ρ of the bottom the loss rises by what the bell falls over ρ."""
-    (axes,) = figure_data(CHAPTER)[6]
+    (axes,) = figure_data(CHAPTER)[7]
     theta, loss = line(axes, "loss")
     highest = line(axes, "highest within ρ")[1]
     for bottom, width, other in ((-1.0, 0.15, 0.6), (1.0, 0.6, 0.15)):
