@@ -420,7 +420,7 @@ def test_fading_friction_is_first_order(constant: int) -> None:
     assert np.polyfit(np.log(ticks), np.log(sups), 1)[0] == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.claim("Keras's `nesterov=True` adds friction where the loss is steep.", chapter="11")
+@pytest.mark.claim("Keras's `nesterov=True` adds friction where the loss is strongly curved.", chapter="11")
 @pytest.mark.parametrize("nesterov", [True, wrong(False, why="its friction is the same everywhere")])
 def test_nesterov_adds_friction(nesterov: bool) -> None:
     """The determinant of a step is the β that acts; friction is (1 − β) / √h."""
