@@ -271,6 +271,16 @@ def test_the_bowl_by_the_formula() -> None:
     assert 2.8 < counts["rk4"] / counts["euler"] < 3
 
 
+def test_the_first_hundredth_of_the_time() -> None:
+    """Each method's longest steps on the bowl, and as many dots in each as it has stages."""
+    (axes,) = figure_data(CHAPTER)[1]
+    for name, longest, steps, cost in (("Euler", 0.02, 7, 1), ("Heun", 0.02, 7, 2), ("RK4", 0.027853, 5, 4)):
+        edges, asked = line(axes, name)[0], line(axes, f"{name}, gradients")[0]
+        np.testing.assert_allclose(edges, longest * np.arange(steps + 1), atol=1e-5)
+        np.testing.assert_array_equal(np.histogram(asked, edges)[0], cost)
+        assert edges[-1] == pytest.approx(-math.log(1e-6) / 100, rel=0.02)
+
+
 @pytest.mark.claim(
     "There is a best damping, 2s²/(κ − 1): with it no other method of $s$ stages shrinks the slowest direction faster.",
     chapter="12",
@@ -307,7 +317,7 @@ def test_tuned_damping_is_the_best(stages: int, factor: float) -> None:
 
 def test_what_ten_gradients_leave() -> None:
     """The figure of the waves, by Euler's factor and by Chebyshev's polynomial."""
-    (axes,) = figure_data(CHAPTER)[6]
+    (axes,) = figure_data(CHAPTER)[7]
     curvature, left = line(axes, "ten Euler steps")
     np.testing.assert_allclose(left, np.abs(1 - 2 / 101 * curvature) ** 10, atol=5e-3)
     polynomial = np.polynomial.Chebyshev.basis(10)
@@ -327,7 +337,7 @@ def test_noise_and_truncation_at_the_start() -> None:
     """The first points of the curves along the race, with scipy for the exact flow."""
     from scipy.integrate import solve_ivp
 
-    (axes,) = figure_data(CHAPTER)[5]
+    (axes,) = figure_data(CHAPTER)[3]
     theta = initial_weights()
     net, h = network(32), in_chapter("record")["Euler"][2][0]
     exact = solve_ivp(lambda t, values: -net(values)[1], (0, h), theta, rtol=1e-8, atol=1e-10).y[:, -1]
@@ -342,7 +352,7 @@ def test_noise_and_truncation_at_the_start() -> None:
     "At every point of the race the noise of a batch is larger than Euler's truncation error.", chapter="12"
 )
 def test_noise_dwarfs_truncation() -> None:
-    (axes,) = figure_data(CHAPTER)[5]
+    (axes,) = figure_data(CHAPTER)[3]
     ratio = line(axes, "noise")[1] / line(axes, "Euler")[1]
     assert (ratio > 1.2).all()
     assert np.median(ratio) > 4
@@ -362,7 +372,7 @@ def after_240() -> tuple[Network, np.ndarray, np.ndarray]:
 
 def test_where_one_step_ends() -> None:
     """Each dot is what a batch adds to Euler's step: along the step, and along what differs most beside it."""
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     net, theta, epoch = after_240()
     whole = net(theta)[1]
     off = np.array([whole - net(theta, rows)[1] for rows in epoch])
@@ -380,6 +390,31 @@ def test_where_one_step_ends() -> None:
     noise = np.sqrt(np.mean(np.sum(off**2, axis=1)))
     error = np.linalg.norm(missed)
     assert shown == [round(error, 3), round(noise, 3), round(noise / error)]
+
+
+@pytest.mark.claim("After an epoch less than a tenth of the first miss is left.", chapter="12")
+def test_errors_shrink_on_all_images() -> None:
+    """The table of misses. After ten steps of the flow, by RK4, nine tenths of the first one are gone already."""
+    net, begin, _ = after_240()
+    (cell,) = (cell for cell in notebook(CHAPTER).cells if cell.source.startswith("# @title Follow Euler's misses"))
+    rows = [[float(cell) for cell in row.split()] for row in cell.outputs[0].data["text/plain"].splitlines()[1:]]
+
+    def flow(values: np.ndarray) -> np.ndarray:
+        first = net(values)[1]
+        second = net(values - first / 2)[1]
+        third = net(values - second / 2)[1]
+        return values - (first + 2 * second + 2 * third + net(values - third)[1]) / 6
+
+    euler = once = begin - net(begin)[1]
+    exact, found = flow(begin), {}
+    for steps in range(1, 11):
+        found[steps] = [np.linalg.norm(once - exact), np.linalg.norm(euler - exact)]
+        once, exact, euler = flow(once), flow(exact), euler - net(euler)[1]
+    assert [row[0] for row in rows] == [1, 2, 5, 45]
+    for steps, *shown in rows[:3]:
+        assert shown == pytest.approx(found[steps], abs=1e-4)
+    assert found[2][1] > found[1][1] > found[5][1]
+    assert rows[-1][1] < found[10][0] < found[1][0] / 10
 
 
 @pytest.mark.claim(
@@ -446,7 +481,7 @@ def test_each_stops_at_its_own_limit(name: str) -> None:
     np.testing.assert_allclose(last, limit, rtol=0.02)
     assert np.median(last) == pytest.approx(limit, rel=0.01)
     assert curve["losses"][-1] < 0.003
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[4]
     steps, products = line(axes, name)
     np.testing.assert_array_equal(steps, np.arange(0, edge["steps"] + 1, 200))
     np.testing.assert_allclose(products, curve["products"][::4], atol=0.006)
@@ -546,7 +581,7 @@ def test_slopes_at_the_end_are_the_record(name: str, side: int) -> None:
 
 def test_four_steps_across_the_valley() -> None:
     """A slope is λ times the distance, and the height λ/2 times its square; the record has hλ to two digits."""
-    for axes, name in zip(figure_data(CHAPTER)[4], ("Euler", "Heun"), strict=True):
+    for axes, name in zip(figure_data(CHAPTER)[6], ("Euler", "Heun"), strict=True):
         (curve,) = [each for each in record()["edge"]["curves"] if each["method"] == NAMES[name]]
         sharpness = curve["products"][-1] / record()["edge"]["h"]
         distance = np.array(curve["slopes"][:4]) / sharpness
@@ -567,7 +602,7 @@ def closed_form(method: str, h: float, steps: int) -> np.ndarray:
 
 
 def test_paths_of_the_game() -> None:
-    panels = figure_data(CHAPTER)[3]
+    panels = figure_data(CHAPTER)[5]
     for axes, method, cost in zip(panels, ("euler", "heun", "extragradient"), (1, 2, 2), strict=False):
         name = {"euler": "Euler", "heun": "Heun"}.get(method, method)
         expected = closed_form(method, 0.1, 1000 // cost)

@@ -148,12 +148,15 @@ def test_distances_from_the_paper() -> None:
         for out in cell.get("outputs", [])
         if "at update 10" in out.get("data", {}).get("text/plain", "")
     )
-    found = [[float(number) for number in row.split()[-2:]] for row in table.splitlines()[1:]]
-    off, start = np.abs(run(shown_class("AsInKeras")(0.1)) - path()[0]).max(1), np.random.default_rng(0).normal(size=20)
-    moved = np.abs(path()[0] - start).max(1)
+    found = [[float(number) for number in row.split()[-3:] if number != "–"] for row in table.splitlines()[1:]]
+    late, start = run(shown_class("AsInKeras")(0.1)), np.random.default_rng(0).normal(size=20)
+    off, moved = np.abs(late - path()[0]).max(1), np.abs(path()[0] - start).max(1)
     for row, values in zip((found[0], found[3]), (off, moved), strict=True):
-        assert row == [pytest.approx(values[9], abs=1e-3), pytest.approx(values.max(), abs=3e-3)]
-    assert found[1] == found[2] == [0, 0]
+        assert row[:2] == [pytest.approx(values[9], abs=1e-3), pytest.approx(values.max(), abs=3e-3)]
+    losses = [points[-1] ** 2 @ np.geomspace(1, 10, 20) / 2 for points in (late, path()[0])]
+    assert found[0][2] == pytest.approx(1000 * losses[0], abs=0.1)
+    assert found[1] == found[2] == [0, 0, pytest.approx(1000 * losses[1], abs=0.06)]
+    assert losses[0] > 9 * losses[1]
 
 
 @pytest.mark.parametrize(("panel", "warmup"), [(0, 0), (1, 100)])
