@@ -7,7 +7,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 # Ticks of an axis, by how many times its beginning its end is.
-TICKS = {30: (0.01, 0.03, 0.1, 0.3, 1, 3, 10), 3: (0.1, 0.2, 0.5, 1, 2, 5, 10), 1: (0.8, 0.9, 1, 1.1, 1.25)}
+TICKS = {
+    30: (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+    3: (0.1, 0.2, 0.5, 1, 2, 5, 10),
+    1: (0.8, 0.9, 1, 1.1, 1.25),
+}
 
 
 class Ratio(NamedTuple):
@@ -51,7 +55,7 @@ class _Axis:
 
     def __init__(self, values: Iterable[float]) -> None:
         values = [0.8, 1.25, *values]
-        self.low, self.high = min(values) / 1.1, max(values) * 1.1
+        self.low, self.high = min(values) / 1.2, max(values) * 1.2
         ticks = next(ticks for width, ticks in TICKS.items() if self.high > width * self.low)
         self.ticks = [tick for tick in ticks if self.low <= tick <= self.high]
 
@@ -133,33 +137,35 @@ def overview(groups: dict[str, list[Subject]]) -> str:
     return _table(f'<th scope="col">you use</th>{axis.head()}<th scope="col">ratio</th>', rows)
 
 
-def stacks(unit: str, rows: dict[str, dict[str, str]]) -> str:
-    """Amounts end to end on one axis from zero, to scale.
+def stacks(head: str, rows: dict[str, dict[str, str]]) -> str:
+    """Amounts end to end on one axis from zero, to scale, with a line where the whole was measured.
 
     Args:
-        unit: what is counted.
-        rows: for each bar its parts, by name, from left to right.
+        head: what the rows are of.
+        rows: for each bar its parts, by name, from left to right, and after them what was ``measured``.
 
     Returns:
         A ``table`` of HTML on one line.
     """
-    longest = max(sum(map(float, parts.values())) for parts in rows.values())
-    kinds = list(dict.fromkeys(kind for parts in rows.values() for kind in parts))
+    counted = {label: {kind: float(part) for kind, part in parts.items()} for label, parts in rows.items()}
+    measured = {label: parts.pop("measured") for label, parts in counted.items()}
+    sums = {label: sum(parts.values()) for label, parts in counted.items()}
+    longest = max(*sums.values(), *measured.values())
+    kinds = list(dict.fromkeys(kind for parts in counted.values() for kind in parts))
     lines = []
-    for label, parts in rows.items():
+    for label, parts in counted.items():
         left, drawn = 0.0, []
         for kind, amount in parts.items():
-            width = 100 * float(amount) / longest
+            width = 100 * amount / longest
             place = f'style="left: {left:.1f}%; width: {width:.1f}%"'
             drawn.append(f'<i class="part of-{kinds.index(kind)}" {place}></i>')
             left += width
+        drawn.append(f'<i class="found" style="left: {100 * measured[label] / longest:.1f}%"></i>')
         strip = f'<td class="axis"><span class="strip">{"".join(drawn)}</span></td>'
-        lines.append(
-            f'<tr><th scope="row">{_words(label)}</th>{strip}<td class="said">{" + ".join(parts.values())}</td></tr>'
-        )
+        said = "".join(f'<td class="said">{value:g}</td>' for value in (sums[label], measured[label]))
+        lines.append(f'<tr><th scope="row">{_words(label)}</th>{strip}{said}</tr>')
     key = " ".join(f'<span><i class="of-{place}"></i>{_words(kind)}</span>' for place, kind in enumerate(kinds))
-    head = (
-        f'<th scope="col">a step of</th><th class="axis" scope="col">to scale</th><th scope="col">{_words(unit)}</th>'
-    )
+    heads = "".join(f'<th scope="col">{text}</th>' for text in ("counted", "measured"))
+    head = f'<th scope="col">{_words(head)}</th><th class="axis" scope="col">to scale</th>{heads}'
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return f'<table class="table ratios stacked"><caption>{key}</caption>{body}</table>'

@@ -328,6 +328,45 @@ def test_the_list_finds_every_disease() -> None:
     assert found == said | five | {"wrong labels": 6}
 
 
+@pytest.mark.claim("Under Adam, without line 2, the list finds eight of the ten.", chapter="18")
+def test_what_the_list_finds_under_adam() -> None:
+    """From the recorded dials; the run whose batches are known is NumPy's, with Adam's rule from its paper."""
+    (table,) = (out["data"]["text/plain"] for cell in notebook(CHAPTER).cells for out in cell.get("outputs", [])
+                if "@title Recorded: the same runs" in cell.source)  # fmt: skip
+    dials, said = {}, {}
+    for name, *pairs, number in (re.split(r" {2,}", row) for row in table.splitlines()[1:]):
+        numbers = (pair.replace("∞", "inf").replace("–", "nan").split(" → ") for pair in pairs)
+        dials[name], said[name] = np.array([[float(value) for value in pair] for pair in numbers]), number
+    assert list(dials) == list(RUNS)
+    for name, (norm, ratio, scale) in dials.items():
+        if not norm.any():
+            found = "1"
+        elif ratio.max() >= 0.1 or ratio.max() < 1e-4:
+            found = "3"
+        elif scale.max() <= 6:
+            found = "4"
+        else:
+            found = "6" if scale.min() > 5 * 64 else "none"
+        assert said[name] == found or (said[name] == "5" and found == "none") or name == "dead ReLUs", name
+    assert sum(number != "none" for number in said.values()) == 8
+
+    order, weights = np.argsort(Y, kind="stable"), initial()
+    moments = [[np.zeros_like(weight) for weight in weights] for _ in range(2)]
+    norms, ratios, heard = [], [], []
+    for t, batch in enumerate(np.split(order, range(64, len(order), 64)), start=1):
+        heard.append(noise(weights, batch, X, Y))
+        slopes = gradient(weights, X[batch], Y[batch])[1]
+        for at, (beta, powers) in enumerate(((0.9, slopes), (0.999, [slope**2 for slope in slopes]))):
+            moments[at] = [beta * old + (1 - beta) * new for old, new in zip(moments[at], powers, strict=True)]
+        scale = 0.003 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        step = [scale * m / (np.sqrt(v) + 1e-7) for m, v in zip(*moments, strict=True)]
+        norms.append(np.sqrt(squared(slopes)))
+        ratios.append(np.sqrt(squared(step) / squared(weights)))
+        weights = [weight - part for weight, part in zip(weights, step, strict=True)]
+    expected = [np.mean(norms), np.mean(ratios), np.divide(*np.mean(heard, axis=0))]
+    np.testing.assert_allclose(dials["not shuffled"][:, 0], expected, rtol=0.02)
+
+
 @pytest.mark.claim(
     "When a gradient is not finite, weights, slots and counters stay as they were before that update", chapter="18"
 )
