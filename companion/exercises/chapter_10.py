@@ -95,21 +95,21 @@ def _orders(answer: Any) -> str | None:
 # ---- 3 --------------------------------------------------------------------------------------------------------------
 
 
-def _two_gradients(limit: Any, per_gradient: Any) -> str | None:
+def _three_gradients(limit: Any, per_gradient: Any) -> str | None:
     reach, worth = _number(limit), _number(per_gradient)
     if reach is None or worth is None:
         return "give two numbers: the limit, and the limit per gradient."
-    if abs(reach - 4) < 0.01:
-        return "at 4 the factor is −1: it touches the edge of the band and turns back. Look further."
-    if abs(reach - 2) < 0.01:
-        return "that is Heun's limit, with x²/2. Here the last coefficient is 1/8."
-    if abs(reach + 8) < 0.01:
-        return "x = hλ is positive here: the sign is in the polynomial already."
-    if abs(reach - 8) >= 0.01:
-        return f"at {reach:g} it is not where |1 − x + x²/8| passes 1 for good. Draw it for x from 0 to 12."
-    if abs(worth - 8) < 0.01:
-        return "the limit is right. A step costs two gradients."
-    return None if abs(worth - 4) < 0.01 else "the limit is right. Divide it by the number of gradients in a step."
+    if abs(reach - 4.5) < 0.01 or abs(reach - 13.5) < 0.01:
+        return f"at {reach:g} the factor touches the edge of the band and turns back. Look further."
+    if abs(reach - 8) < 0.01:
+        return "that is the limit of two gradients. Here there are three."
+    if abs(reach + 18) < 0.01:
+        return "x = hλ is positive here: the signs are in the polynomial already."
+    if abs(reach - 18) >= 0.01:
+        return f"at {reach:g} it is not where |factor(x)| passes 1 for good. Draw it for x from 0 to 20."
+    if abs(worth - 18) < 0.01:
+        return "the limit is right. A step costs three gradients."
+    return None if abs(worth - 6) < 0.01 else "the limit is right. Divide it by the number of gradients in a step."
 
 
 # ---- 4 --------------------------------------------------------------------------------------------------------------
@@ -154,4 +154,4 @@ def _times(answer: Any) -> str | None:
     return f"{off[0]!r} is off by more than a hundredth: limit of hλ, over 4, times 600, over the gradients of a step."
 
 
-CHECKS = {"10.1": _heun_of_order_three, "10.2": _orders, "10.3": _two_gradients, "10.4": _times}
+CHECKS = {"10.1": _heun_of_order_three, "10.2": _orders, "10.3": _three_gradients, "10.4": _times}

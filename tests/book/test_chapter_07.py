@@ -25,7 +25,16 @@ ROUNDING = 1e-12
 KERNEL = np.linspace(-1, 1, 6).reshape(3, 2)
 
 
-# ---- figure 2: the epoch in which nothing is learned, in NumPy ------------------------------------------------------
+# ---- figure 1: the share of each sentence ---------------------------------------------------------------------------
+
+
+def test_shares_are_those_of_words_and_of_parts() -> None:
+    (axes,) = figure_data(CHAPTER)[0]
+    words = np.array([2, 3, 5, 30])
+    np.testing.assert_allclose([width for width, _ in axes["bars"]], [*np.full(4, 0.25), *words / 40], rtol=1e-6)
+
+
+# ---- figure 3: the epoch in which nothing is learned, in NumPy ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["Keras", "flushed"])
@@ -56,7 +65,7 @@ def test_losses_are_those_of_numpy(name: str) -> None:
     np.testing.assert_allclose(found, losses, rtol=1e-5)
 
 
-# ---- figure 3: the matrix, in NumPy ---------------------------------------------------------------------------------
+# ---- figure 4: the matrix, in NumPy ---------------------------------------------------------------------------------
 
 
 def numpy_weights(how: str, pitfall: str, windows: list[Any]) -> np.ndarray:
@@ -116,7 +125,7 @@ ROWS = [
 
 
 def matrix() -> np.ndarray:
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[3]
     return np.array(axes["images"][0]) ** 2
 
 
@@ -142,7 +151,7 @@ def test_who_is_exact_where() -> None:
     assert is_exact[:, 1].tolist() == [True, False, False, False] + [True] * 5
 
 
-# ---- figure 4: the memory of parts, as recorded ---------------------------------------------------------------------
+# ---- figure 5: the memory of parts, as recorded ---------------------------------------------------------------------
 
 
 @functools.cache
@@ -188,7 +197,7 @@ def test_memory_is_recorded_completely() -> None:
 def test_the_chapter_shows_the_record(network: str) -> None:
     np.testing.assert_allclose(in_the_chapter("memory")[network], medians(network), atol=0.51)  # whole megabytes
     assert in_the_chapter("parameters") == record()["parameters"]
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[4]
     parts, share = line(axes, network)
     assert parts.tolist() == [1, 2, 4, 8, 16]
     np.testing.assert_allclose(share, np.divide(medians(network), medians(network)[0]), atol=0.02)
@@ -302,7 +311,7 @@ def test_a_flush_is_one_short_batch(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.claim(
-    "With equal parts, a constant rate and nothing else of the table Keras is exact, and it clips where it should, on "
+    "With equal parts, a constant rate and nothing else of the table, Keras is exact, and it clips where it should, on "
     "the mean of the window.",
     chapter="07",
 )

@@ -23,7 +23,7 @@ CURVATURE, START = np.diag([1.0, 4.0]), np.array([2.0, 1.0])
 
 
 def test_one_step_of_heun_and_of_the_flow() -> None:
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[1]
     labels = ("flow", "first slope", "second slope", "Heun", "two halves")
     h, to = 0.2, {label: np.array(line(axes, label)).T[-1] for label in labels}
     probe, half = START - h * CURVATURE @ START, START - h / 2 * CURVATURE @ START
@@ -49,7 +49,7 @@ def test_who_ends_closer_to_the_flow_for_two_gradients(h: float, winner: str) ->
 
 def test_two_masks_and_one() -> None:
     """Each net's answer is one that Keras's dropout gives; two of them have the mean that the figure says."""
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     labels = [entry["label"].split(": ") for entry in axes["lines"] if ": " in entry["label"]]
     slopes = {name: float(value) for name, value in labels if "mean" not in name}
     means = {name: value for name, value in labels if "mean" in name}
@@ -82,7 +82,7 @@ def test_gradients_a_step_are_those_of_the_literature() -> None:
     chapter="09",
 )
 def test_the_game() -> None:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[0]
     h, k = 0.5, np.arange(13)  # the game turns a + ib; a step multiplies by one complex number
     for name, factor in (("gradient descent", 1 + h * 1j), ("extragradient", 1 + h * 1j * (1 + h * 1j))):
         a, b = line(axes, name)
