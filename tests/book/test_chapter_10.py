@@ -441,8 +441,8 @@ def test_sixty_gradients(logistic: Logistic, gradients: Callable[[int], int], sh
 
 
 @pytest.mark.claim(
-    "On logistic regression momentum 0.9 with Euler's learning rate ends level with ten Chebyshev stages, for one "
-    "gradient a step.",
+    "On logistic regression momentum 0.9 with Euler's learning rate ends level with ten Chebyshev stages, for the same "
+    "sixty gradients.",
     chapter="10",
 )
 @pytest.mark.parametrize("momentum", [0.9, wrong(0.0, why="Euler's method")])

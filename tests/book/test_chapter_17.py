@@ -294,7 +294,7 @@ def test_the_iterates_are_those_of_scipy() -> None:
     np.testing.assert_allclose(found, [digits(theta)[0] for theta in digits.iterates[1 : len(found) + 1]], rtol=1e-6)
 
 
-@pytest.mark.claim("So H y = s holds exactly for the newest pair only.", chapter="17")
+@pytest.mark.claim("So only for the newest pair is H y = s sure to be exact.", chapter="17")
 def test_which_pairs_the_inverse_fits() -> None:
     digits = numpy()
     points = digits.iterates[-11:]
