@@ -29,6 +29,7 @@ from companion.questions import (
     Recorder,
     build,
     check_question,
+    denominator_by,
     fitting_values,
     in_mode,
     is_own,
@@ -114,6 +115,7 @@ class GradientOracle:
         # What is merged with the weights of the whole adds up; any other rule wants the gradient of each share alone.
         self._totals = all_reduce if merge is weighted_mean else list
         self._weight_fn, self._loss = weight_fn, loss  # type: Any, Any
+        self._weigh = functools.partial(denominator_by, self._weight_fn)
         self._has_own_loss = loss is not None or is_own(model, "compute_loss")
         self._takes_loss_as_it_is = weight_fn is not None or self._has_own_loss
         self._batch = unpacked(data)
@@ -350,9 +352,6 @@ class GradientOracle:
         """The same in a graph, where nothing else is computed: no assertion on the shape of a model's outputs."""
         traced = tf.compat.v1.wrap_function(lambda: self._look(copied(batch)), [])
         return traced.prune([], traced.outputs)() if traced.outputs else []
-
-    def _weigh(self, *batch: Any) -> Any:
-        return tf.cast(self._weight_fn(*batch), keras.config.floatx())  # as Keras's losses are
 
     def _scale(self, loss: Any) -> Any:
         optimizer = getattr(self.model, "optimizer", None)  # a model that was not compiled has none

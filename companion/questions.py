@@ -299,6 +299,30 @@ def build(model: keras.Model, batch: tuple[Any, Any, Any], loss: Any, training: 
         trace(True)
 
 
+def denominator_by(weight_fn: Any, *batch: Any) -> Any:
+    """What a ``weight_fn`` says of a part, as a scalar of Keras's float type, which its losses have.
+
+    Args:
+        weight_fn: the function.
+        batch: the part: x, y and the sample weights.
+
+    Raises:
+        ValueError: it does not return one number.
+    """
+    found = weight_fn(*batch)
+    try:
+        weight = tf.cast(found, keras.config.floatx())
+        fits = weight.shape.rank is None or weight.shape.num_elements() == 1
+    except (TypeError, ValueError, tf.errors.OpError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            "`weight_fn` must return one number, what the loss of a part divides by: of sample weights their sum, "
+            f"`keras.ops.sum(sample_weight)`. Received: {found!r} from weight_fn={weight_fn!r}"
+        )
+    return tf.reshape(weight, ())
+
+
 def is_own(model: keras.Model, method: str) -> bool:
     """Whether a method is another one than that of ``keras.Model``: in the model's class, or set on the model.
 
