@@ -141,7 +141,7 @@ class GradientOracle:
         """Answers the gradient at ``values``.
 
         Args:
-            values: a tensor for each of ``model.trainable_variables``. Defaults to their current values.
+            values: a tensor for each of ``model.trainable_weights``. Defaults to their current values.
 
         Returns:
             The gradients in the same order, merged over micro-batches and replicas. Each is a tensor, for embeddings a
@@ -154,7 +154,7 @@ class GradientOracle:
         """Answers the loss and its gradient at ``values``.
 
         Args:
-            values: a tensor for each of ``model.trainable_variables``. Defaults to their current values.
+            values: a tensor for each of ``model.trainable_weights``. Defaults to their current values.
 
         Returns:
             The loss of the whole batch as Keras reports it, with regularizers and added losses; and the gradients as
@@ -198,7 +198,7 @@ class GradientOracle:
         r"""Answers how the gradient changes along a direction: :math:`\nabla^2 L(\theta)\, d`, differentiated twice.
 
         Args:
-            direction: a tensor for each of ``model.trainable_variables``.
+            direction: a tensor for each of ``model.trainable_weights``.
             values: as in :meth:`__call__`.
 
         Returns:
@@ -230,7 +230,7 @@ class GradientOracle:
         with tf.GradientTape() as tape:
             (total,), self._outputs = self._losses(self._batch, 1)
             scaled_loss = self._scale(total)
-        variables = self.model.trainable_variables
+        variables = self.model.trainable_weights
         self._asked, self._told = True, ([total], [])
         return [coalesce(gradient) for gradient in tape.gradient(scaled_loss, variables)] if variables else []
 
@@ -337,7 +337,7 @@ class GradientOracle:
     def _look(self, batch: Any) -> list[Any]:
         """What a call of the model adds to the loss; the denominators, then the rows, as far as there are."""
         (x, y, sample_weight), compiled = batch, compiled_loss(self.model)
-        with Recorder([], self.model.trainable_variables) as scope:
+        with Recorder([], self.model.trainable_weights) as scope:
             outputs = in_mode(self._training, self.model.call, self.model)(x)
             self._adds_losses, rows = bool(scope.losses), examples(x)
             known = (None, rows if isinstance(rows, int) else None)
@@ -367,7 +367,7 @@ class GradientOracle:
         """
         batch, model, is_new, logs = self._slice(begin, size), self.model, carried is None, list[Any]()
         share = 1 if self.is_whole else tf.cast(examples(batch[0]), self._all_examples.dtype) / self._all_examples
-        variables, held = model.trainable_variables, [variable.value for variable in model.trainable_variables]
+        variables, held = model.trainable_weights, [variable.value for variable in model.trainable_weights]
         points, standing = values or held, list(zip(variables, values, strict=False))
         with tf.GradientTape() if self._direction else contextlib.nullcontext() as second:
             if second:
