@@ -17,7 +17,7 @@ def description(model: Any, outer_optimizer: Any) -> str:
     """
     if not model.optimizer.built:  # a LossScaleOptimizer would begin anew
         model.optimizer.build(model.trainable_variables)
-    trained = {id(variable) for variable in model.trainable_variables}
+    trained = {id(variable) for variable in model.trainable_weights}
     lines = [f"{kind_of_optimizer(model.optimizer)} and outside {kind_of_optimizer(outer_optimizer)}"]
     for name, weight in zip(names_of(model.weights), model.weights, strict=True):
         how = "trained" if id(weight) in trained else "not trained"

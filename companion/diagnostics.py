@@ -81,7 +81,7 @@ class Listener:
         Args:
             model: the model.
         """
-        variables = model.trainable_variables
+        variables = model.trainable_weights
         paths = [variable.path for variable in variables]
         if paths == self._paths:
             return
@@ -125,7 +125,7 @@ class Listener:
             is_taken: a condition without which nothing moves anyway, or ``None``.
         """
         self.build(oracle.model)
-        variables, dtype, in_xla = oracle.model.trainable_variables, self._sums.dtype, _in_xla(oracle.model)
+        variables, dtype, in_xla = oracle.model.trainable_weights, self._sums.dtype, _in_xla(oracle.model)
         scale = tf.cast(optimizer.scale_loss(1.0), dtype)
         is_scaled = any(isinstance(layer, keras.optimizers.LossScaleOptimizer) for layer in wrapped_by(optimizer))
         squares = list[Any]()

@@ -107,7 +107,7 @@ class ImplicitEuler(InjectedOptimizer):
     def _constrained(self, points: list[Any]) -> list[Any]:
         """The points themselves where there is no constraint."""
         asked = self._questions
-        is_free = asked is None or all(variable.constraint is None for variable in asked.model.trainable_variables)
+        is_free = asked is None or all(variable.constraint is None for variable in asked.model.trainable_weights)
         return points if is_free else asked.constrained(points)
 
     def _solve(self, oracle: Any, point: list[Any], slopes: list[Any], h: Any, slope: list[Any]) -> list[Any]:

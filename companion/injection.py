@@ -415,17 +415,17 @@ def _check(model: Any) -> None:
             "`model` has a `train_step` of its own, which an injection would replace. Call `optimizer.step(oracle)` in "
             "it, with oracle=companion.GradientOracle(model, data, loss=function), or, for an optimizer of Keras, "
             "optimizer.apply([slope if slope is None else optimizer.scale_loss(slope) for slope in oracle()], "
-            f"model.trainable_variables). Received: model={model.name!r} of class {type(model).__name__}"
+            f"model.trainable_weights). Received: model={model.name!r} of class {type(model).__name__}"
         )
     _check_optimizer(model.optimizer)
 
 
 def _made_ready(optimizer: Any, model: Any) -> Any:
     """Builds and checks an optimizer for a model that is built, before the loss is scaled; the variables that move."""
-    if model.trainable_variables and not optimizer.built:
-        optimizer.build(model.trainable_variables)
+    if model.trainable_weights and not optimizer.built:
+        optimizer.build(model.trainable_weights)
     _check_optimizer(optimizer)
-    return model.trainable_variables
+    return model.trainable_weights
 
 
 def _check_optimizer(optimizer: Any) -> None:

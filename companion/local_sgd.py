@@ -144,7 +144,7 @@ class LocalSGD(keras.callbacks.Callback):
         self._forget_epoch()
         self._check()
         self._epoch, self._batch, self._told = None, -1, False
-        trainable = self.model.trainable_variables
+        trainable = self.model.trainable_weights
         self._anchor()
         if not self._restore():
             weights = self.model.weights
@@ -312,7 +312,7 @@ class LocalSGD(keras.callbacks.Callback):
 
     def _exchange(self, early: bool = False) -> None:
         """Averages, or raises and leaves everything as it is. Who ends early averages nothing."""
-        trainable, optimizer = self.model.trainable_variables, self.model.optimizer
+        trainable, optimizer = self.model.trainable_weights, self.model.optimizer
         others = _floating(self.model.non_trainable_weights)
         if self.average_slots:
             others += [v for v in _floating(optimizer.variables) if v.name not in _OWN]
@@ -361,7 +361,7 @@ class LocalSGD(keras.callbacks.Callback):
 
     def _anchor(self) -> None:
         """Gives the outer optimizer variables of its own, and another optimizer of its kind when they are others."""
-        trainable, outer = self.model.trainable_variables, self.outer_optimizer
+        trainable, outer = self.model.trainable_weights, self.outer_optimizer
         weights = self.model.weights  # all of them: names must not change with what is trained
         name_of = dict(zip(map(id, weights), names_of(weights), strict=True))
         names = ["_".join([name_of[id(v)].replace("/", "_"), *map(str, v.shape), v.dtype]) for v in trainable]

@@ -196,7 +196,7 @@ class _Loss:
             raise ValueError("`x` is a data set without a batch.")
         self.is_several, self.is_fixed = count > 1, isinstance(data, list) and count == 1
         GradientOracle(model, first).prepare()  # builds the model, if it is not
-        self.variables = list(model.trainable_variables)
+        self.variables = list(model.trainable_weights)
         _check_weights(self.variables)
         self.sizes = [int(np.prod(variable.shape)) for variable in self.variables]
         self.moves, self.held = moves and self.is_fixed, None  # the point that a question has left in the model

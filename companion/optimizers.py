@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from companion import arguments
+from companion.wrapping import name_of
 
 
 @keras.saving.register_keras_serializable(package="companion")
@@ -230,7 +231,8 @@ class _OneGradientBack(keras.optimizers.Optimizer):
             return
         super().build(variables)
         self._last_gradients = self.add_optimizer_variables(variables, "last_gradient")
-        self._begun = [self.add_variable((), dtype=variable.dtype, name="begun") for variable in variables]
+        names = [f"{name_of(variable).replace('/', '_')}_begun" for variable in variables]
+        self._begun = [self.add_variable((), dtype=v.dtype, name=n) for v, n in zip(variables, names, strict=True)]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves ``variable`` by one step of the rule."""

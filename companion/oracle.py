@@ -29,6 +29,7 @@ from companion.questions import (
     Recorder,
     build,
     check_question,
+    denominator_by,
     fitting_values,
     in_mode,
     is_own,
@@ -114,6 +115,7 @@ class GradientOracle:
         # What is merged with the weights of the whole adds up; any other rule wants the gradient of each share alone.
         self._totals = all_reduce if merge is weighted_mean else list
         self._weight_fn, self._loss = weight_fn, loss  # type: Any, Any
+        self._weigh = functools.partial(denominator_by, self._weight_fn)
         self._has_own_loss = loss is not None or is_own(model, "compute_loss")
         self._takes_loss_as_it_is = weight_fn is not None or self._has_own_loss
         self._batch = unpacked(data)
@@ -139,7 +141,7 @@ class GradientOracle:
         """Answers the gradient at ``values``.
 
         Args:
-            values: a tensor for each of ``model.trainable_variables``. Defaults to their current values.
+            values: a tensor for each of ``model.trainable_weights``. Defaults to their current values.
 
         Returns:
             The gradients in the same order, merged over micro-batches and replicas. Each is a tensor, for embeddings a
@@ -152,7 +154,7 @@ class GradientOracle:
         """Answers the loss and its gradient at ``values``.
 
         Args:
-            values: a tensor for each of ``model.trainable_variables``. Defaults to their current values.
+            values: a tensor for each of ``model.trainable_weights``. Defaults to their current values.
 
         Returns:
             The loss of the whole batch as Keras reports it, with regularizers and added losses; and the gradients as
@@ -196,7 +198,7 @@ class GradientOracle:
         r"""Answers how the gradient changes along a direction: :math:`\nabla^2 L(\theta)\, d`, differentiated twice.
 
         Args:
-            direction: a tensor for each of ``model.trainable_variables``.
+            direction: a tensor for each of ``model.trainable_weights``.
             values: as in :meth:`__call__`.
 
         Returns:
@@ -228,7 +230,7 @@ class GradientOracle:
         with tf.GradientTape() as tape:
             (total,), self._outputs = self._losses(self._batch, 1)
             scaled_loss = self._scale(total)
-        variables = self.model.trainable_variables
+        variables = self.model.trainable_weights
         self._asked, self._told = True, ([total], [])
         return [coalesce(gradient) for gradient in tape.gradient(scaled_loss, variables)] if variables else []
 
@@ -335,7 +337,7 @@ class GradientOracle:
     def _look(self, batch: Any) -> list[Any]:
         """What a call of the model adds to the loss; the denominators, then the rows, as far as there are."""
         (x, y, sample_weight), compiled = batch, compiled_loss(self.model)
-        with Recorder([], self.model.trainable_variables) as scope:
+        with Recorder([], self.model.trainable_weights) as scope:
             outputs = in_mode(self._training, self.model.call, self.model)(x)
             self._adds_losses, rows = bool(scope.losses), examples(x)
             known = (None, rows if isinstance(rows, int) else None)
@@ -351,9 +353,6 @@ class GradientOracle:
         traced = tf.compat.v1.wrap_function(lambda: self._look(copied(batch)), [])
         return traced.prune([], traced.outputs)() if traced.outputs else []
 
-    def _weigh(self, *batch: Any) -> Any:
-        return tf.cast(self._weight_fn(*batch), keras.config.floatx())  # as Keras's losses are
-
     def _scale(self, loss: Any) -> Any:
         optimizer = getattr(self.model, "optimizer", None)  # a model that was not compiled has none
         return loss if optimizer is None else optimizer.scale_loss(loss)
@@ -368,7 +367,7 @@ class GradientOracle:
         """
         batch, model, is_new, logs = self._slice(begin, size), self.model, carried is None, list[Any]()
         share = 1 if self.is_whole else tf.cast(examples(batch[0]), self._all_examples.dtype) / self._all_examples
-        variables, held = model.trainable_variables, [variable.value for variable in model.trainable_variables]
+        variables, held = model.trainable_weights, [variable.value for variable in model.trainable_weights]
         points, standing = values or held, list(zip(variables, values, strict=False))
         with tf.GradientTape() if self._direction else contextlib.nullcontext() as second:
             if second:

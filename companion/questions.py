@@ -111,7 +111,7 @@ class Recorder(keras.StatelessScope):
             model: whose trainable variables must not be among them.
             told: metrics whose variables do not count.
         """
-        theirs = {id(variable) for variable in model.trainable_variables}
+        theirs = {id(variable) for variable in model.trainable_weights}
         names = [variable.path for key, variable in self.assigned.items() if key in theirs]
         if names:
             raise ValueError(
@@ -169,9 +169,9 @@ class Questions:
 
     def __init__(self, oracle: Any) -> None:
         self.model, self.answers, self._oracle = oracle.model, list[list[Any]](), oracle
-        self.dtypes = [variable.dtype for variable in self.model.trainable_variables]
+        self.dtypes = [variable.dtype for variable in self.model.trainable_weights]
         self.dtype = keras.backend.result_type("float32", *self.dtypes)
-        self.values = [tf.cast(variable, self.dtype) for variable in self.model.trainable_variables]
+        self.values = [tf.cast(variable, self.dtype) for variable in self.model.trainable_weights]
 
     def __call__(self, values: list[Any] | None = None) -> list[Any]:
         """Answers at the constrained ``values``, or at the current ones as they are: dense, zeros for ``None``."""
@@ -186,7 +186,7 @@ class Questions:
 
     def constrained(self, values: list[Any]) -> list[Any]:
         """What the constraints make of ``values``; the current ones stay, as in the first question of any step."""
-        constraints = [variable.constraint for variable in self.model.trainable_variables]
+        constraints = [variable.constraint for variable in self.model.trainable_weights]
         return [
             value if constraint is None or value is current else tf.cast(constraint(value), value.dtype)
             for value, current, constraint in zip(values, self.values, constraints, strict=True)
@@ -299,6 +299,30 @@ def build(model: keras.Model, batch: tuple[Any, Any, Any], loss: Any, training: 
         trace(True)
 
 
+def denominator_by(weight_fn: Any, *batch: Any) -> Any:
+    """What a ``weight_fn`` says of a part, as a scalar of Keras's float type, which its losses have.
+
+    Args:
+        weight_fn: the function.
+        batch: the part: x, y and the sample weights.
+
+    Raises:
+        ValueError: it does not return one number.
+    """
+    found = weight_fn(*batch)
+    try:
+        weight = tf.cast(found, keras.config.floatx())
+        fits = weight.shape.rank is None or weight.shape.num_elements() == 1
+    except (TypeError, ValueError, tf.errors.OpError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            "`weight_fn` must return one number, what the loss of a part divides by: of sample weights their sum, "
+            f"`keras.ops.sum(sample_weight)`. Received: {found!r} from weight_fn={weight_fn!r}"
+        )
+    return tf.reshape(weight, ())
+
+
 def is_own(model: keras.Model, method: str) -> bool:
     """Whether a method is another one than that of ``keras.Model``: in the model's class, or set on the model.
 
@@ -325,7 +349,7 @@ def refuse_overwritten(model: keras.Model) -> None:
     Args:
         model: the model, built.
     """
-    names = [v.path for v in model.trainable_variables if getattr(v, "overwrite_with_gradient", False)]
+    names = [v.path for v in model.trainable_weights if getattr(v, "overwrite_with_gradient", False)]
     if names:
         raise ValueError(
             "Layers quantized to float8 have variables that are overwritten with what stands for their gradient, which "
@@ -343,12 +367,12 @@ def fitting_values(model: keras.Model, values: Any) -> list[Any]:
     """
     if values is not None:
         refuse_overwritten(model)
-    variables = model.trainable_variables
+    variables = model.trainable_weights
     tensors = [tf.convert_to_tensor(value) for value in (variables if values is None else values)]
     shapes = [tuple(variable.shape) for variable in variables]
     if [tuple(tensor.shape) for tensor in tensors] != shapes:
         raise ValueError(
-            "`values` must hold a tensor for each of `model.trainable_variables`, of its shape: "
+            "`values` must hold a tensor for each of `model.trainable_weights`, of its shape: "
             f"{shapes}. Received: values of shapes {[tuple(tensor.shape) for tensor in tensors]}"
         )
     return [

@@ -96,7 +96,7 @@ def sharpness(
     if batch_size is not None:
         parts *= math.ceil(int(examples(x)) / arguments.integer("batch_size", batch_size, 1))
     ask = _products(model, (x, y, sample_weight), parts)
-    size = sum(math.prod(variable.shape) for variable in model.trainable_variables)
+    size = sum(math.prod(variable.shape) for variable in model.trainable_weights)
     return _largest(ask, size, tolerance, most)
 
 
@@ -115,7 +115,7 @@ def _joined(batches: Any, y: Any, sample_weight: Any) -> Any:
 def _products(model: Any, batch: Any, parts: int) -> Any:
     """A function of a vector that returns the Hessian's product with it: float64 outside, the model's within."""
     GradientOracle(model, batch, parts, training=False).prepare()  # which says what is wrong, and builds the model
-    variables = model.trainable_variables
+    variables = model.trainable_weights
     if not variables:
         raise ValueError(f"`model` has no trainable weights. Received: model={model.name!r}")
     shapes = [tuple(variable.shape) for variable in variables]
@@ -151,7 +151,7 @@ def _traced(product: Any, model: Any, batch: Any, dtype: Any, parts: int) -> Any
     Each is traced by itself, past TensorFlow's warning that functions of one name are traced again and again.
     """
     loss = None if is_own(model, "compute_loss") else compiled_loss(model)
-    known = [model.optimizer, *model.trainable_variables, *([] if loss is None else [loss])]
+    known = [model.optimizer, *model.trainable_weights, *([] if loss is None else [loss])]
     then, functions = _TRACED.get(model, ([], {}))
     is_same = len(then) == len(known) and all(old() is new for old, new in zip(then, known, strict=True))
     if not is_same or loss is None:  # without one nothing tells whether the model has been compiled anew
@@ -161,7 +161,7 @@ def _traced(product: Any, model: Any, batch: Any, dtype: Any, parts: int) -> Any
     if key not in functions:
         if len(functions) == _SHAPES:
             functions.clear()
-        vector = tf.TensorSpec([sum(math.prod(variable.shape) for variable in model.trainable_variables)], dtype)
+        vector = tf.TensorSpec([sum(math.prod(variable.shape) for variable in model.trainable_weights)], dtype)
         functions[key] = tf.function(product, autograph=False).get_concrete_function(vector, specs)
     _TRACED[model] = [weakref.ref(each) for each in known], functions
     return functions[key]

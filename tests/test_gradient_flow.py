@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from companion import gradient_flow
+from companion import RungeKutta, gradient_flow
 from companion.gradient_flow import (
     TABLEAUX,
     ButcherTableau,
@@ -51,6 +51,15 @@ def altered(method: ButcherTableau, name: str, place: tuple[int, ...], by: float
 
 
 # Tableaux
+
+
+def test_every_tableau_has_its_rows() -> None:
+    """In the tables of this file, in their order, and in the words of who takes a name."""
+    assert list(ORDERS) == list(TABLEAUX), "ORDERS must name the tableaux, in the order of TABLEAUX"
+    for name in TABLEAUX:
+        assert name in POLYNOMIALS, f"{name}: no row in POLYNOMIALS"
+        assert name in REAL_LIMITS, f"{name}: no row in REAL_LIMITS"
+        assert f'``"{name}"``' in (RungeKutta.__doc__ or ""), f"{name} is not named in the docstring of RungeKutta"
 
 
 def test_the_methods_and_their_orders() -> None:

@@ -182,10 +182,10 @@ def test_optimizer_has_rule_errors_and_references(name: str) -> None:
 def test_api_page_names_every_public_module_and_class() -> None:
     page = (ROOT / "book" / "api.md").read_text()
     for name in NAMES:
-        assert f":: companion.{name}\n" in page
+        assert f":: companion.{name}\n" in page, f"{name}: no entry in book/api.md"
     for path in PACKAGE.glob("[!_]*"):
         if path.suffix == ".py" or (path.is_dir() and (path / "__init__.py").exists()):
-            assert f"companion.{path.stem}" in page
+            assert f"companion.{path.stem}" in page, f"companion.{path.stem} is not in book/api.md"
 
 
 def test_versions_agree() -> None:

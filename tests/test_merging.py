@@ -19,6 +19,7 @@ from companion.accumulation import GradientAccumulation
 from companion.injection import InjectedModel, inject
 from companion.oracle import GradientOracle
 from companion.runge_kutta import Heun
+from tests.kit import ROOT
 from tests.kit.cases import thinned
 from tests.kit.processes import on_devices
 
@@ -41,6 +42,16 @@ ROWS = st.integers(1, 6).flatmap(
         hnp.arrays("float64", (devices,), elements=st.integers(1, 50)),
     )
 )
+
+
+def test_every_rule_has_a_reference_a_formula_a_chapter_and_an_entry() -> None:
+    rules = {name: each for name, each in vars(merging).items() if getattr(each, "__module__", "") == merging.__name__}
+    page = (ROOT / "book" / "api.md").read_text()
+    for name in (name for name in rules if not name.startswith("_")):
+        assert name in REFERENCES, f"{name}: no reference in REFERENCES"
+        for part in (".. math::", "chapter 14, :doc:"):
+            assert part in (rules[name].__doc__ or ""), f"{name}: no {part} in its docstring"
+        assert f"companion.merging.{name}\n" in page, f"{name}: no entry in book/api.md"
 
 
 def merged(name: str, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:

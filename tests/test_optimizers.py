@@ -73,6 +73,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 TOLERANCE = {"float64": 1e-14, "float32": 1e-6}
+RULES = [each for name, each in vars(companion.optimizers).items() if name[0] != "_" and "update_step" in vars(each)]
 
 
 pytestmark = pytest.mark.usefixtures("dtype_put_back")
@@ -164,7 +165,7 @@ def test_equals_the_builtin_over_200_steps(rule: str, option: str, dtype: str) -
     assert_equals_builtin(PAIRS[rule].ours, rule, option, dtype)
 
 
-@pytest.mark.parametrize("cls", [companion.SGD, companion.Momentum, companion.Adam, companion.Lion])
+@pytest.mark.parametrize("cls", [*RULES, companion.Lion])
 def test_a_rule_is_three_methods(cls: type) -> None:
     """So clipping, decay, averages, constraints and schedules can only be Keras's."""
     methods = {name for name, value in vars(cls).items() if inspect.isfunction(value)}
@@ -307,7 +308,7 @@ CONFIGURED = {
 }
 
 
-@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam"])
+@pytest.mark.parametrize("name", CONFIGURED)
 @pytest.mark.parametrize("with_schedule", [False, True])
 def test_config_makes_the_same_optimizer(name: str, with_schedule: bool) -> None:
     rate = keras.optimizers.schedules.CosineDecay(0.5, 100) if with_schedule else 0.25
@@ -323,14 +324,14 @@ def test_config_makes_the_same_optimizer(name: str, with_schedule: bool) -> None
     assert through_keras.get_config() == config
 
 
-@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam"])
+@pytest.mark.parametrize("name", CONFIGURED)
 def test_config_holds_every_argument(name: str) -> None:
     own = set(inspect.signature(getattr(companion, name)).parameters) - {"kwargs"}
     base = set(keras.optimizers.Optimizer(learning_rate=0.1).get_config())
     assert set(getattr(companion, name)().get_config()) == own | base
 
 
-@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam"])
+@pytest.mark.parametrize("name", CONFIGURED)
 def test_registered_name(name: str) -> None:
     assert keras.saving.get_registered_name(getattr(companion, name)) == f"companion>{name}"
     assert keras.saving.get_registered_object(f"companion>{name}") is getattr(companion, name)
@@ -718,6 +719,17 @@ WRONG = {
     (companion.Adam, "beta_2"): [*NOT_NUMBERS, 1.0, 1, 1.5],
     (companion.Adam, "epsilon"): [*NOT_NUMBERS, 0, 0.0],
 }
+
+
+@pytest.mark.parametrize("cls", RULES)
+def test_every_rule_has_its_rows(cls: type) -> None:
+    """PAIRS compares it with Keras's, CONFIGURED saves it, WRONG gives it wrong numbers."""
+    name, arguments = cls.__name__, inspect.signature(cls).parameters
+    compared = {getattr(pair.ours, "func", pair.ours) for pair in PAIRS.values()}
+    assert cls in compared or name.lower() not in map(str.lower, dir(keras.optimizers)), f"{name}: no row in PAIRS"
+    assert name in CONFIGURED, f"{name}: no row in CONFIGURED"
+    for argument in arguments.keys() - {"kwargs", "nesterov"}:
+        assert (cls, argument) in WRONG, f"{name}: no row in WRONG for `{argument}`"
 
 
 @pytest.mark.parametrize(

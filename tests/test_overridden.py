@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from companion import Heun, inject
+from companion import SAM, Heun, inject
 from tests.kit.models import SGD, L, X, Y, compiled
 
 
@@ -38,6 +38,27 @@ def test_methods_that_are_set_on_a_model_are_its_own() -> None:
             np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match=r"`compute_loss` of its own.*`weight_fn`"):
         inject(with_its_own_methods(), 3)
+
+
+class Chosen(keras.Sequential):
+    """Says itself what is trained."""
+
+    @property
+    def trainable_weights(self) -> Any:
+        return self.layers[-1].trainable_weights
+
+
+@pytest.mark.parametrize(("parts", "optimizer"), [(1, SGD), (3, SGD), (1, lambda rate: SAM(SGD(rate), rho=0.0))])
+def test_trained_is_what_keras_step_trains(parts: int, optimizer: Any) -> None:
+    right, model = (Chosen(layers()) for _ in range(2))
+    right.compile(SGD(0.1), "mse")
+    model.compile(optimizer(0.1), "mse")
+    right.train_step((X, Y))
+    first = model.layers[0].get_weights()
+    inject(model, parts, check_finite=True).train_step((X, Y))
+    assert all(map(np.array_equal, model.layers[0].get_weights(), first))
+    for mine, theirs in zip(model.get_weights(), right.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
 class Centred(SGD):

@@ -363,6 +363,18 @@ def test_weight_fn_sum_says_that_a_loss_is_a_sum() -> None:
         _ = GradientOracle(linear(total), (x, y), 4, "sum").denominator
 
 
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("wrong", [lambda x, y, w: w, lambda x, y, w: None, lambda x, y, w: [2.0, 3.0]])
+def test_weight_fn_returns_one_number(wrong: Any, graph: bool) -> None:
+    """Weights that were not summed had made another loss of it, without a word."""
+    model = linear(lambda y, p: ops.sum((y - p) ** 2))
+    before, batch = model.get_weights(), (numbers(6, 4), numbers(6, 1, seed=1), tf.ones(6))
+    ask = lambda *batch: GradientOracle(model, batch, 3, wrong)()  # noqa: E731
+    with pytest.raises(ValueError, match=r"`weight_fn` must return one number.*Received: "):
+        (tf.function(ask, autograph=False) if graph else ask)(*map(tf.constant, batch))
+    assert all(map(np.array_equal, model.get_weights(), before))
+
+
 class Asymmetric(keras.losses.Loss):
     """Says itself what it divides by."""
 

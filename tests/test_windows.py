@@ -285,6 +285,22 @@ def test_the_first_step_of_each_variable_is_the_plain_one(kind: Any, weight: flo
             np.testing.assert_allclose(values(variables), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [OptimisticSGD, AdamsBashforth2])
+def test_every_slot_has_a_path_of_its_own(kind: Any) -> None:
+    """As `Model.get_state_tree` and the callback OrbaxCheckpoint want it."""
+    model, other = (
+        keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="dense")], name="net") for _ in range(2)
+    )
+    for each in (model, other):
+        each.compile(kind(0.1, name="rule"), "mse", run_eagerly=True)
+        each.optimizer.build(each.trainable_variables)
+    model.train_on_batch(np.ones((2, 2)), np.ones((2, 1)))
+    tree = model.get_state_tree(value_format="numpy_array")
+    other.set_state_tree({"optimizer_variables": tree["optimizer_variables"]})
+    for mine, theirs in zip(other.optimizer.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_in_bfloat16_adam_never_moves() -> None:
     """What the docstring of `companion.Adam` says, of Keras's too."""
     for kind, beta_2, moves in ((Adam, 0.999, False), (keras.optimizers.Adam, 0.999, False), (Adam, 0.99, True)):

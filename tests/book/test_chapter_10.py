@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from scipy.integrate import RK23, RK45, solve_ivp
 import companion
 from companion import datasets, gradient_flow
 from companion.gradient_flow import TABLEAUX
-from tests.book.reading import figure_data, line
+from tests.book.reading import figure_data, line, notebook
 from tests.kit.cases import wrong
 from tests.kit.network import Digits
 
@@ -328,6 +329,17 @@ def test_euler_wins_its_family(is_divided: bool) -> None:
 
     worth = {name: reach(name) / (asked(name) if is_divided else 1) for name in TABLEAUX}
     assert all(worth[name] < worth["euler"] for name in TABLEAUX if name != "euler")
+
+
+def test_table_of_limits_has_every_tableau() -> None:
+    (cell,) = (
+        each for each in notebook(CHAPTER).cells if each.source.startswith("# @title The limits of all tableaux")
+    )
+    rows = [re.split(" {2,}", row) for row in cell.outputs[0].data["text/plain"].splitlines()[1:]]
+    limits = [[method.order, gradient_flow.stability_limit(method)] for method in TABLEAUX.values()]
+    shown = [[float(order), float(limit)] for _, order, _, limit, _ in rows]
+    assert len(shown) == len(limits), "the chapter prints another number of tableaux: execute it"
+    np.testing.assert_allclose(shown, limits, rtol=0, atol=0.0051)
 
 
 @pytest.mark.claim(

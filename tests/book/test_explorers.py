@@ -21,7 +21,7 @@ from companion import figures, gradient_flow, merging
 from tests.book.reading import CHAPTERS, ROOT, markdown, notebook
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-from explorers import compact, opening
+from explorers import NAMES, compact, opening
 
 FOLDER = ROOT / "book" / "_static" / "explorers"
 # Name: a page that has it.
@@ -257,6 +257,11 @@ CHECKS: dict[str, Callable[..., None]] = {
     "drift": drift,
     "euler": euler,
 }
+
+
+def test_every_explorer_has_its_page_its_keys_and_its_check() -> None:
+    assert set(PAGES) == set(NAMES), "PAGES must name every script of book/_static/explorers"
+    assert set(CHECKS) == set(KEYS) == set(NAMES) - {"scheduler"}, "KEYS and CHECKS must, too; scheduler has its own"
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -127,8 +127,9 @@ def test_a_letter_of_the_notation_stands_in_the_chapters_that_are_named() -> Non
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_letter_of_a_formula_is_in_the_notation(chapter: str) -> None:
     rows = [row for row in notation() if chapter in row.chapters]
-    known = set().union(*(letters(symbol) for row in rows for symbol in row.symbols)) | {"j", "O"}
-    assert formulas(chapter) & ALPHABET <= known, "an index, and a remainder in Taylor's series, need no row"
+    known = set().union(*(letters(symbol) for row in rows for symbol in row.symbols))
+    unknown = formulas(chapter) & ALPHABET - known - {"j", "O"}  # an index; a remainder in Taylor's series
+    assert not unknown, "letters without a row of book/notation.md for this chapter"
 
 
 # The sections of the notation that hold the letters of some chapters.
@@ -137,7 +138,10 @@ SECTIONS = re.findall(r"^## (.+: \d.*)$", (BOOK / "notation.md").read_text(), re
 
 def test_every_letter_of_the_notation_is_in_the_table_of_its_chapters() -> None:
     named = [chapter for section in SECTIONS for chapter in chapters_in(section)]
-    assert sorted(named) == sorted(CHAPTERS)
+    assert sorted(named) == sorted(CHAPTERS), "each chapter must stand in one heading of book/notation.md"
+    rows = re.findall(r"^\| (.+) \| \{ref\}`(.+) <", (BOOK / "notation.md").read_text(), re.MULTILINE)
+    table = {title: set(chapters_of(cell)) for cell, title in rows}
+    assert table == {each.split(": ")[0]: chapters_in(each) for each in SECTIONS}, "the table at the page's top"
     assert len(notation()) == sum(len(notation(section)) for section in ["Letters of all chapters", *SECTIONS]) > 100
     for section in SECTIONS:
         assert {chapter for row in notation(section) for chapter in row.chapters} <= chapters_in(section)

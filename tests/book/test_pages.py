@@ -37,8 +37,17 @@ def test_a_claim_that_drifted_is_found() -> None:
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
+def test_chapter_is_in_the_contents_and_on_the_first_page(chapter: str) -> None:
+    name = CHAPTERS[chapter].stem
+    assert f"- file: notebooks/{name}\n" in (ROOT / "_toc.yml").read_text(), "no line in _toc.yml"
+    row = rf"^\| {chapter.upper()} \| .+ \| {{doc}}`/notebooks/{name}` \|$"
+    assert re.search(row, (ROOT / "book" / "index.md").read_text(), re.MULTILINE), "no row in book/index.md"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
 def test_chapter_has_claims(chapter: str) -> None:
-    assert sum(claim.chapter == chapter for claim in CLAIMS) >= (5 if chapter.isdigit() else 3)
+    held = [claim.sentence for claim in CLAIMS if claim.chapter == chapter]
+    assert len(held) >= (5 if chapter.isdigit() else 3), "too few tests with @pytest.mark.claim"
 
 
 def test_claims_are_collected_from_decorators(tmp_path: pathlib.Path) -> None:

@@ -128,7 +128,8 @@ def test_prose_is_plain_markdown_and_links_lead_somewhere(chapter: str) -> None:
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_notebook_is_normalised(chapter: str) -> None:
     cells = notebook(chapter).cells
-    assert [cell.id for cell in cells] == [f"cell-{index:03}" for index in range(len(cells))]
+    ids = [f"cell-{index:03}" for index in range(len(cells))]
+    assert [cell.id for cell in cells] == ids, "execute it: python -m tools.execute notebooks/…"
     counts = [cell.execution_count for cell in code_cells(chapter)]
     assert counts == list(range(1, len(counts) + 1))
     streams = [output.get("name") for cell in code_cells(chapter) for output in cell.outputs]
@@ -150,7 +151,7 @@ def test_figures_have_alt_text_and_data(chapter: str) -> None:
                 assert cell.metadata["mystnb"]["figure"]["name"].startswith("fig-")
                 for axes in output.metadata["figure"]:
                     assert axes.keys() & {"lines", "points", "bars", "images"} or len(output.metadata["figure"]) > 1
-    assert drawn >= (1 if chapter in APPENDICES else 2)
+    assert drawn >= (1 if chapter in APPENDICES else 2), "figures of executed cells that end in figures.show"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -35,8 +35,16 @@ def test_recipes_are_many_and_short() -> None:
     text = PAGE.read_text()
     questions = re.findall(r"^### (.*)$", text, re.MULTILINE)
     assert len(questions) >= 16
-    assert all(question.startswith("How do I ") and question.endswith("?") for question in questions)
+    wrong = [each for each in questions if not re.fullmatch(r"How do I .+\?", each)]
+    assert not wrong, "a heading must begin with `How do I` and end with a question mark"
+    labels = re.findall(r"^\((recipe-[a-z-]+)\)=\n### ", text, re.MULTILINE)
+    assert len(labels) == len(questions), "a line such as `(recipe-heun)=` must stand before each heading"
+    in_table = set(re.findall(r"<(recipe-[a-z-]+)>`", text.split("\n\n**Before")[0]))
+    assert in_table == set(labels), "the table at the top of the page must name every recipe"
     assert len(RECIPES) == len(questions) - 1  # the job of Slurm has a test of its own
+    for recipe in RECIPES:
+        marks = [recipe.code.count(mark) for mark in ("# the recipe", "# to here")]
+        assert marks[0] == marks[1] > 0, f"{recipe.heading} needs the marks `# the recipe` and `# to here`"
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         lines = code.splitlines()
         assert len(lines) <= 25, lines[:6]

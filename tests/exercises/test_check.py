@@ -14,9 +14,15 @@ from keras import ops
 import companion
 from companion import exercises
 from companion.exercises.answers import number, truth, whole
+from tests.kit import ROOT
 
-CHAPTERS = [f"{chapter:02}" for chapter in range(1, 19)]
+CHAPTERS = sorted(path.stem[-2:] for path in (ROOT / "companion" / "exercises").glob("chapter_*.py"))
 EVERY = {number: check for chapter in CHAPTERS for number, check in exercises.checks_of(chapter).items()}
+
+
+def test_every_chapter_has_tests_of_its_exercises() -> None:
+    missing = [chapter for chapter in CHAPTERS if not (ROOT / f"tests/exercises/test_chapter_{chapter}.py").exists()]
+    assert not missing, "no tests/exercises/test_chapter_NN.py"
 
 
 @pytest.mark.parametrize("given", [1.4, 1, None, ..., ["01.4"], b"01.4", "01", "1.4", "01.9", "", ".", "01.4 ", "99.1"])
