@@ -255,10 +255,7 @@ def test_the_longer_the_ravine_the_more_memory_pays() -> None:
     assert gains[0] < 1 < gains[1] < gains[2]
 
 
-@pytest.mark.claim(
-    r"Where gradients keep their sign, momentum with the usual $\beta = 0.9$ multiplies your learning rate by ten.",
-    chapter="03",
-)
+@pytest.mark.claim("Where gradients keep their sign, momentum 0.9 multiplies your learning rate by ten.", chapter="03")
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("make", [companion.Momentum, keras.optimizers.SGD])
 def test_momentum_multiplies_the_learning_rate(make: Callable[..., Any], nesterov: bool) -> None:
@@ -523,7 +520,7 @@ def equal(some: list[np.ndarray], others: list[np.ndarray]) -> bool:
 
 
 @pytest.mark.claim(
-    "Without its counter, Adam's first step here goes the same way, nearly five times as far.", chapter="03"
+    "Without its counter, Adam's first step here goes the right way, but nearly five times as far.", chapter="03"
 )
 @pytest.mark.parametrize("make", [companion.Adam, keras.optimizers.Adam])
 def test_a_step_on_full_slots_without_the_counter(make: Callable[..., Any]) -> None:
