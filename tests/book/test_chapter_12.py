@@ -649,25 +649,6 @@ def test_rotation_at_the_best_rate() -> None:
     assert abs(end - np.exp(z)) > 0.5
 
 
-@pytest.mark.claim(
-    "At its best rate RK4 arrives, too, faster than extragradient: by a step so long that it misses the circle.",
-    chapter="12",
-)
-def test_rotation_at_the_best_rate() -> None:
-    shown = in_chapter("distance left")
-    squared = {  # of the distance from the solution, by hand, where the derivative by h is zero
-        ("extragradient", "0.71"): (1 - 0.5 + 0.25) ** 2,
-        ("RK4", "2.45"): 1 - 6**3 / 72 + 6**4 / 576,
-        ("optimistic", "0.50"): abs((1 - 1j) / 2) ** 8,  # both roots of r² − (1 + 2ih) r + ih
-    }
-    for row, value in squared.items():
-        assert shown[row] == pytest.approx(math.sqrt(value), abs=0.006)
-    assert shown[("RK4", "2.45")] < shown[("extragradient", "0.71")]
-    z = 1j * math.sqrt(6)
-    end = 1 + z + z**2 / 2 + z**3 / 6 + z**4 / 24
-    assert abs(end - np.exp(z)) > 0.5
-
-
 @pytest.mark.parametrize(
     "make", [lambda: companion.RungeKutta(0.1, "extragradient"), lambda: companion.OptimisticSGD(0.1)]
 )

@@ -72,6 +72,17 @@ def test_table_at_the_top_counts_the_entries_of_each_section() -> None:
     assert counts == [(label, str(len(entries(section)))) for label, section in SECTIONS]
 
 
+def test_grades_hold_each_fault_once_and_count_the_rest() -> None:
+    faults = {entry.label for _, section in SECTIONS for entry in entries(section)}
+    first, *others = re.findall(r"^\| \d\. .+ \| (.+?) \|$", PAGE.read_text(), re.MULTILINE)
+    graded = [label for grade in others for label in re.findall(r"<(.+?)>`", grade)]
+    assert len(graded) == len({*graded} & faults)
+    silent = set(re.findall(r"^\| .+ <(.+?)>` \| nothing \|", PAGE.read_text(), re.MULTILINE))
+    assert faults - {*graded} == silent - {*graded}, "what is not graded 2 to 4 tells nothing"
+    assert f"the {len(faults) - len(graded)} whose row below says" in first
+    assert f"This page lists {len(faults)} faults" in PAGE.read_text()
+
+
 @pytest.mark.parametrize(("label", "section"), SECTIONS, ids=[label for label, _ in SECTIONS])
 def test_table_of_a_section_has_its_entries_in_order_the_silent_ones_first(label: str, section: str) -> None:
     rows = re.findall(r"^\| .+ \| \{ref\}`([^`<]+) <(.+?)>` \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
