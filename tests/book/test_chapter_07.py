@@ -25,16 +25,16 @@ ROUNDING = 1e-12
 KERNEL = np.linspace(-1, 1, 6).reshape(3, 2)
 
 
-# ---- figure 1: the share of each sentence ---------------------------------------------------------------------------
+# ---- figure 2: the share of each sentence ---------------------------------------------------------------------------
 
 
 def test_shares_are_those_of_words_and_of_parts() -> None:
-    (axes,) = figure_data(CHAPTER)[0]
+    (axes,) = figure_data(CHAPTER)[1]
     words = np.array([2, 3, 5, 30])
     np.testing.assert_allclose([width for width, _ in axes["bars"]], [*np.full(4, 0.25), *words / 40], rtol=1e-6)
 
 
-# ---- figure 3: the epoch in which nothing is learned, in NumPy ------------------------------------------------------
+# ---- figure 4: the epoch in which nothing is learned, in NumPy ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["Keras", "flushed"])
@@ -59,13 +59,13 @@ def test_losses_are_those_of_numpy(name: str) -> None:
             kernel -= np.mean(seen, axis=0)
             seen.clear()
         losses.append(loss())
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     batch, found = line(axes, name)
     np.testing.assert_array_equal(batch, np.arange(25))
     np.testing.assert_allclose(found, losses, rtol=1e-5)
 
 
-# ---- figure 4: the matrix, in NumPy ---------------------------------------------------------------------------------
+# ---- figure 5: the matrix, in NumPy ---------------------------------------------------------------------------------
 
 
 def numpy_weights(how: str, pitfall: str, windows: list[Any]) -> np.ndarray:
@@ -125,7 +125,7 @@ ROWS = [
 
 
 def matrix() -> np.ndarray:
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[4]
     return np.array(axes["images"][0]) ** 2
 
 
@@ -151,7 +151,7 @@ def test_who_is_exact_where() -> None:
     assert is_exact[:, 1].tolist() == [True, False, False, False] + [True] * 5
 
 
-# ---- figure 5: the memory of parts, as recorded ---------------------------------------------------------------------
+# ---- figure 1: the memory of parts, as recorded ---------------------------------------------------------------------
 
 
 @functools.cache
@@ -197,10 +197,37 @@ def test_memory_is_recorded_completely() -> None:
 def test_the_chapter_shows_the_record(network: str) -> None:
     np.testing.assert_allclose(in_the_chapter("memory")[network], medians(network), atol=0.51)  # whole megabytes
     assert in_the_chapter("parameters") == record()["parameters"]
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[0]
     parts, share = line(axes, network)
     assert parts.tolist() == [1, 2, 4, 8, 16]
     np.testing.assert_allclose(share, np.divide(medians(network), medians(network)[0]), atol=0.02)
+
+
+def printed(heading: str) -> list[list[str]]:
+    """The rows of the table whose first line begins with that heading, in words."""
+    outputs = [out for cell in notebook(CHAPTER).cells for out in cell.get("outputs", []) if "data" in out]
+    (table,) = [text for out in outputs if (text := out.data["text/plain"]).startswith(heading)]
+    return [row.split() for row in table.splitlines()[1:]]
+
+
+def test_what_a_step_holds_is_counted_from_the_networks() -> None:
+    """Rows: activations, their gradient in one of four equal layers, gradient, sum of gradients, all."""
+    found = np.array([[float(word.strip("*")) for word in row[-4:]] for row in printed("MB ")])
+    for column, (network, parts) in enumerate([("convolutional", 1), ("convolutional", 8), ("dense", 1), ("dense", 8)]):
+        layer = 32 * 64 * 64 if network == "convolutional" else 2048
+        gradient = record()["parameters"][network]
+        numbers = [4 * layer * 256 / parts, layer * 256 / parts, gradient, gradient * (parts > 1)]
+        counted = 4 / 1024**2 * np.array([*numbers, sum(numbers)])
+        np.testing.assert_allclose(found[:5, column], counted, atol=0.5)
+        assert found[5, column] == pytest.approx(medians(network)[[1, 2, 4, 8, 16].index(parts)], abs=0.51)
+
+
+def test_time_of_eight_parts_is_as_recorded() -> None:
+    """Hardly longer, and more than twice as long."""
+    recorded = json.loads((ROOT / "book" / "performance.json").read_text())
+    ratio = {entry["what"]: entry["ratio_median"] for entry in recorded}
+    assert ratio["inject, N=8, CNN, time: over the batch of 256 in one piece"] < 1.15
+    assert 2 < ratio["inject, N=8, dense network, time: over the batch of 256 in one piece"] < 3.5
 
 
 @pytest.mark.claim("Where parameters fill the memory, accumulation needs more of it, not less.", chapter="07")
@@ -459,7 +486,7 @@ def test_a_schedule_by_updates(name: str, of: str) -> None:
 
 def test_the_rates_drawn_have_closed_forms() -> None:
     """Keras reads an update's rate at its last part: at step 2, 5, 8 and so on."""
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     _, rule = SCHEDULES["warm-up and cosine"]
     for name, steps in {"as meant": range(12), "Keras": range(2, 36, 3)}.items():
         np.testing.assert_allclose(line(axes, name)[1], [rule(min(step, 12)) for step in steps], atol=1e-6)
@@ -467,19 +494,14 @@ def test_the_rates_drawn_have_closed_forms() -> None:
 
 def test_the_table_of_schedules_has_closed_forms() -> None:
     """Untouched, an update is read at its last part; stretched, at a third of that; by updates, at its own number."""
-    texts = [
-        out.data["text/plain"] for cell in notebook(CHAPTER).cells for out in cell.get("outputs", []) if "data" in out
-    ]
-    (table,) = [text for text in texts if text.startswith("rate used ")]
-    heading, *rows = table.splitlines()
     asked = [("staircase", 6), ("exponential", 6), ("cosine", 6), ("warm-up", 1)]
-    assert heading.split()[2:] == [name for name, _ in asked]
+    rows = printed("rate used ")
     assert len(rows) == 5
     for place, (name, update) in enumerate(asked):
         (rule,) = [rule for each, (_, rule) in SCHEDULES.items() if each.startswith(name)]
         last = 3 * update - 1
         meant = [rule(t) for t in (update - 1, last, last / 3, update - 1, update - 1)]
-        assert [row.split()[-4:][place] for row in rows] == [f"{rate:.3f}" for rate in meant]
+        assert [row[-4:][place] for row in rows] == [f"{rate:.3f}" for rate in meant]
 
 
 @pytest.mark.claim(
@@ -506,6 +528,14 @@ def test_everything_follows_updates(how: str, pitfall: str) -> None:
     else:
         found = fit_parts(model, (ours() if how == "wrapper" else keras_accumulation)(optimizer, 4), windows, 4)
     np.testing.assert_allclose(found, numpy_weights("large batch", pitfall, windows), atol=1e-7)
+
+
+def test_the_table_of_batch_norm_has_closed_forms() -> None:
+    values = np.array([1.0, 3, 5, 7])
+    for row, size in zip(printed("example "), (4, 2), strict=True):
+        parts = [values[i : i + size] for i in range(0, 4, size)]
+        expected = np.concatenate([(part - part.mean()) / np.sqrt(part.var() + 1e-3) for part in parts])
+        assert row[-4:] == [f"{z:.2f}" for z in expected]
 
 
 @pytest.mark.claim("BatchNorm normalises each part by the part's own statistics, whatever accumulates.", chapter="07")
