@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import companion
-from tests.book.reading import figure_data, line
+from tests.book.reading import figure_data, line, notebook
 from tests.kit.cases import wrong
 from tests.kit.network import Digits, flat
 
@@ -82,9 +82,18 @@ def test_where_the_gradients_were_asked(version: str, runs: Any) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_means_of_two_cuts() -> None:
+    """The parts' means, and the mean of these: 3 for two and two, 4 for three and one."""
+    for axes, means in zip(figure_data(CHAPTER)[1], ((1.5, 4.5), (2, 6)), strict=True):
+        assert [height for _, height in axes["bars"]] == [1, 2, 3, 6]
+        answers = [line(axes, f"part {part}")[1] for part in range(2)]
+        np.testing.assert_allclose(answers, [[mean, mean] for mean in means])
+        np.testing.assert_allclose(line(axes, "merged")[1], np.mean(means))
+
+
 @pytest.mark.parametrize("version", ["small_steps", "zeros_between", "mean_of_means", "weighted_mean"])
 def test_gaps_are_those_of_numpy(version: str, runs: Any) -> None:
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     gap = np.abs(runs[version][0] - runs["large_batch"][0]).max(axis=1)
     window, found = line(axes, version)
     np.testing.assert_array_equal(window, np.arange(1, 45))
@@ -205,7 +214,7 @@ def test_zeros_are_exact_for_one_window(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.claim(
-    "With the momentum β⁴, and h chosen so that h/(1 − momentum) stays the same, the large batch ends as low as "
+    "With momentum 0.66, and h chosen so that h/(1 − momentum) stays the same, the large batch ends as low as "
     "versions one and two.",
     chapter="06",
 )
@@ -220,6 +229,7 @@ def test_a_velocity_that_fades_sooner_ends_lower(power: int) -> None:
     ):
         run.train(version)
         losses.append(run(run.weights)[0])
+    assert round(0.9**4, 2) == 0.66
     assert losses[0] < min(losses[1:])
     assert max(losses) - min(losses) < 0.02
 
@@ -307,6 +317,47 @@ class ZerosBetween:
         self.total = self.total + gradients[0]
         is_full = self.calls % self.steps == 0
         self.inner_optimizer.apply([self.total / self.steps if is_full else 0 * self.total], variables)
+
+
+class Faulty:
+    """Adds up the gradients of four parts, with one fault."""
+
+    def __init__(self, fault: str, optimizer: Any, variables: list[Any]) -> None:
+        self.fault, self.optimizer, self.variables = fault, optimizer, variables
+        self.total, self.count, self.late = [0.0] * len(variables), 0, None
+
+    def window(self, parts: list[Any], ask: Callable[..., list[Any]]) -> None:
+        for number, (x, y) in enumerate(parts, 1):
+            weight = 1 if self.fault == "mean of means" else len(x)
+            self.total = [t + weight * g for t, g in zip(self.total, ask(x, y), strict=True)]
+            self.count += weight
+            if self.fault == "zeros between" and number < len(parts):
+                self.optimizer.apply([0 * t for t in self.total], self.variables)
+        mean = [t / self.count for t in self.total]
+        if self.fault == "a window late":
+            mean, self.late = self.late or [0 * g for g in mean], mean
+        self.optimizer.apply(mean, self.variables)
+        if self.fault != "never reset":
+            self.total, self.count = [0.0] * len(self.variables), 0
+
+
+@pytest.mark.parametrize("fault", ["none", "mean of means", "zeros between", "never reset", "a window late"])
+def test_the_test_to_take_away_stands_alone_and_finds_each_fault(fault: str) -> None:
+    """``is_exact``, with nothing but Keras and NumPy beside it, on another model, loss and data."""
+    (code,) = [cell.source for cell in notebook(CHAPTER).cells if cell.source.startswith("def is_exact(")]
+    names: dict[str, Any] = {"keras": keras, "np": np}
+    exec(code, names)
+    model, loss = linear_model(), keras.losses.MeanSquaredError(dtype="float64")
+    x, y = batches(1, (48,))[0]
+
+    def train(model: Any, optimizer: Any, windows: Any) -> None:
+        accumulation = Faulty(fault, optimizer, model.trainable_variables)
+        for parts in windows:
+            accumulation.window(parts, lambda x, y: gradient(model, x, y))
+
+    before = flat(model.get_weights())
+    assert bool(names["is_exact"](train, model, loss, x.astype("float32"), y.astype("float32"))) is (fault == "none")
+    np.testing.assert_array_equal(flat(model.get_weights()), before)
 
 
 @pytest.mark.claim(
