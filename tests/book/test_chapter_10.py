@@ -1,5 +1,6 @@
 """Chapter 10: the data under its figures, and the tests that hold its sentences."""
 
+import fractions
 import functools
 import itertools
 import re
@@ -190,18 +191,33 @@ def test_factors_on_the_real_axis() -> None:
 
 
 def test_the_parabolas() -> None:
-    """By steps on a mode: with the line, with Heun's method, and with one question at an eighth."""
+    """By steps on a mode, with one more question at four shares of a step."""
     (axes,) = figure_data(CHAPTER)[2]
-    steps = {
-        "Euler": euler,
-        "Heun": heun,
-        "an eighth": lambda f, theta, h: theta - h * f(theta - h / 8 * f(theta)),
-    }
-    for name, step in steps.items():
-        x, y = line(axes, name)
-        np.testing.assert_allclose(y, [step(lambda theta: theta, 1.0, h) for h in x], rtol=1e-4, atol=1e-5)
+    for share in (2, 4, 8, 16):
+
+        def step(f: Any, theta: Any, h: Any, share: int = share) -> Any:
+            return theta - h * f(theta - h / share * f(theta))
+
+        x, y = line(axes, f"1/{share}")
+        drawn = ~np.isnan(y)
+        expected = [step(lambda theta: theta, 1.0, h) for h in x]
+        np.testing.assert_array_equal(drawn, np.abs(expected) < 1.8)
+        np.testing.assert_allclose(y[drawn], np.array(expected)[drawn], rtol=1e-4, atol=1e-5)
         reach = limit(lambda z, step=step: step(lambda theta: theta, 1.0, -z), 10)
-        assert line(axes, f"{name}, limit")[0] == pytest.approx([reach], rel=1e-4)
+        assert line(axes, f"1/{share}, limit")[0] == pytest.approx([reach], rel=1e-4)
+
+
+def test_the_table_of_shares() -> None:
+    """The lowest point of a parabola, and where it leaves the band."""
+    (cell,) = (each for each in notebook(CHAPTER).cells if each.source.startswith("# @title Four shares"))
+    rows = [row.split() for row in cell.outputs[0].data["text/plain"].replace("−", "-").splitlines()[1:]]
+    for (share, at, lowest, reach), c in zip(rows, (1 / 2, 1 / 4, 1 / 8, 1 / 16), strict=True):
+        x = np.linspace(0, 20, 2_000_001)
+        factor = 1 - x + c * x**2
+        assert float(fractions.Fraction(share)) == c
+        assert float(at) == pytest.approx(x[factor.argmin()])
+        assert float(fractions.Fraction(lowest)) == pytest.approx(factor.min())
+        assert float(reach) == pytest.approx(x[np.abs(factor) > 1 + 1e-9][0], abs=0.0051)
 
 
 def test_adaptive_steps_ride_along_the_limit() -> None:
