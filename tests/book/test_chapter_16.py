@@ -57,7 +57,7 @@ def last_steps() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "Lion", "Muon"])
 def test_steps_entry_by_entry_and_direction_by_direction(name: str) -> None:
-    entries, directions = figure_data(CHAPTER)[1]
+    (entries,), (directions,) = (figure_data(CHAPTER)[place] for place in (1, 4))
     step, size = last_steps()[name], np.abs(answers()[-1]).ravel()
     values = np.linalg.svd(step, compute_uv=False)
     _, drawn = line(directions, name)
@@ -112,9 +112,22 @@ def test_what_each_rule_makes_of_a_circle() -> None:
         assert lengths.min() == pytest.approx(half[1] / half[0], abs=0.02)
 
 
+def test_a_matrix_is_a_turn_a_stretch_and_a_turn() -> None:
+    """The last panels are one matrix, and that matrix with the same singular vectors and all singular values 1."""
+    *_, whole = figure_data(CHAPTER)[2][:4]
+    *_, wanted = figure_data(CHAPTER)[2][4:]
+    long, short = np.sqrt(3) / 2, 0.5  # the cosine and the sine of 30 degrees
+    matrix = np.outer([short, long], [long, short]) + 0.25 * np.outer([-long, short], [-short, long])
+    left, stretches, right = np.linalg.svd(matrix)
+    np.testing.assert_allclose(stretches, [1, 0.25])
+    inputs = np.transpose(line(figure_data(CHAPTER)[2][0], "all"))
+    for axes, product in ((whole, matrix), (wanted, left @ right)):
+        np.testing.assert_allclose(np.transpose(line(axes, "all")), inputs @ product, atol=1e-4)
+
+
 def test_the_ellipse_after_each_round() -> None:
     small = np.array([[2.0, 1.0], [1.0, 0.6]])
-    for rounds, axes in enumerate(figure_data(CHAPTER)[2]):
+    for rounds, axes in enumerate(figure_data(CHAPTER)[3]):
         half = np.linalg.svd(newton_schulz(small, rounds), compute_uv=False)
         lengths = np.hypot(*line(axes, f"after {rounds} round{'s' * (rounds != 1)}"))
         assert [lengths.max(), lengths.min()] == pytest.approx([half.max(), half.min()], abs=0.01)
@@ -122,7 +135,7 @@ def test_the_ellipse_after_each_round() -> None:
 
 def test_two_ways_to_settle() -> None:
     """In closed form: what noise leaves of a start and of itself; the average is that of the points before."""
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[5]
     noise, steps = np.random.default_rng(3).normal(0, 1.0, 100), np.arange(1, 101)
     kept = np.where(steps[:, None] >= steps, 0.7 ** (steps[:, None] - steps), 0)
     constant = 4 * 0.7**steps - 0.3 * kept @ noise
@@ -133,7 +146,7 @@ def test_two_ways_to_settle() -> None:
 
 
 def test_three_points() -> None:
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[6]
     z, x = (np.transpose(line(axes, name)) for name in ("z", "x"))
     np.testing.assert_allclose(x[-1], z[1:].mean(0), atol=1e-4)
     last = {name: np.ravel(line(axes, f"last {name}")) for name in ("z", "x", "θ")}
@@ -161,7 +174,7 @@ def test_distances_from_the_paper() -> None:
 
 @pytest.mark.parametrize(("panel", "warmup"), [(0, 0), (1, 100)])
 def test_losses_at_each_point(panel: int, warmup: int) -> None:
-    axes, curvatures = figure_data(CHAPTER)[5][panel], np.geomspace(1, 10, 20)
+    axes, curvatures = figure_data(CHAPTER)[7][panel], np.geomspace(1, 10, 20)
     expected = dict(zip(("theta", "x"), path(warmup), strict=True)) | {"x, all alike": path(warmup, alike=True)[1]}
     for name, points in expected.items():
         np.testing.assert_allclose(line(axes, name)[1], points**2 @ curvatures / 2, rtol=1e-3)
