@@ -139,6 +139,20 @@ def test_the_networks_after_thirty_gradients() -> None:
         assert np.abs(found - solution).max() > 0.05
 
 
+def test_the_residuals() -> None:
+    """The network's, from the curve of u that the figure above has."""
+    (axes,) = figure_data(CHAPTER)[1]
+    x, of_parabola = line(axes, "parabola")
+    asked = np.pi**2 * np.sin(np.pi * x)
+    np.testing.assert_allclose(of_parabola, asked - 8, atol=1e-4)
+    x, found = line(axes, "L-BFGS")
+    u = line(figure_data(CHAPTER)[0][0], "L-BFGS")[1]
+    bent = np.diff(u, 2) / (x[1] - x[0]) ** 2
+    smooth = np.polyval(np.polyfit(x[1:-1], bent + asked[1:-1], 8), x)  # u is stored to a few digits
+    assert np.abs(found - smooth).max() < 0.1
+    assert np.abs(found).max() < 1 < 7 < np.abs(of_parabola).max()
+
+
 @functools.cache
 def record() -> list[dict[str, Any]]:
     """What tests/benchmarks/race_on_equation.py wrote."""
@@ -171,7 +185,7 @@ def test_with_twenty_pairs_every_start_gets_there(pairs: str) -> None:
 
 
 def test_two_slopes_lead_to_the_minimum() -> None:
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[2]
     theta, loss = line(axes, "loss")
     np.testing.assert_allclose(loss, theta**2, rtol=1e-5)
     slopes = [np.diff(y)[0] / np.diff(x)[0] for x, y in (line(axes, name) for name in ("asked first", "then here"))]
@@ -188,7 +202,7 @@ def bfgs(inverse: Any, s: Any, y: Any) -> Any:
 
 
 def test_what_one_pair_does_to_the_direction_and_the_next_one_to_that_pair() -> None:
-    (axes,) = figure_data(CHAPTER)[2]
+    (axes,) = figure_data(CHAPTER)[3]
     first, slope = np.array([0.0, 1.0]), np.array([1.0, 30.0])
     learned = bfgs(np.eye(2), first, slope * first)
     for name, inverse in (("H is the identity", np.eye(2)), ("H after the pair", learned)):
@@ -204,7 +218,7 @@ def test_what_one_pair_does_to_the_direction_and_the_next_one_to_that_pair() -> 
 
 def test_both_methods_in_the_ravine() -> None:
     """Gradient descent in closed form; L-BFGS ends far closer after as many questions."""
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[4]
     descent, found = (np.stack(line(axes, name)) for name in ("gradient descent", "L-BFGS"))
     steps = np.arange(descent.shape[1])
     factors = 1 - 2 / 31 * np.array([[1.0], [30.0]])
@@ -229,7 +243,7 @@ def test_adam_begins_where_keras_takes_it() -> None:
 
 
 def test_the_line_search() -> None:
-    (axes,) = figure_data(CHAPTER)[4]
+    (axes,) = figure_data(CHAPTER)[5]
     digits = numpy()
     per_iteration = np.diff([1, *digits.ends])
     k = int(np.argmax(per_iteration > 1))
@@ -246,7 +260,7 @@ def test_the_line_search() -> None:
 
 
 def test_what_was_measured_of_the_curvature() -> None:
-    (axes,) = figure_data(CHAPTER)[5]
+    (axes,) = figure_data(CHAPTER)[6]
     for name in ("one batch", "fresh batches"):
         middle, heights = line(axes, name)
         assert 195 <= heights.sum() <= 200
@@ -254,7 +268,7 @@ def test_what_was_measured_of_the_curvature() -> None:
 
 
 def test_the_runs_on_minibatches() -> None:
-    (axes,) = figure_data(CHAPTER)[6]
+    (axes,) = figure_data(CHAPTER)[7]
     digits = numpy()
     clear = [digits(theta)[0] for theta in digits.iterates]
     passes, full = line(axes, "L-BFGS, all data")
@@ -270,7 +284,7 @@ def test_the_runs_on_minibatches() -> None:
 
 def test_what_sam_sees() -> None:
     """Two dips of one depth; within ρ of the bottom the loss rises by what the bell falls over ρ."""
-    (axes,) = figure_data(CHAPTER)[7]
+    (axes,) = figure_data(CHAPTER)[8]
     theta, loss = line(axes, "loss")
     highest = line(axes, "highest within ρ")[1]
     for bottom, width, other in ((-1.0, 0.15, 0.6), (1.0, 0.6, 0.15)):
