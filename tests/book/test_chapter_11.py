@@ -78,7 +78,7 @@ def test_balls_and_their_curves(beta: float, friction: float) -> None:
 
 def test_three_balls_after_a_schedule() -> None:
     """Where h falls from 0.01 to 0.0001 after 21 steps, by the rules written out."""
-    (axes,) = figure_data(CHAPTER)[1]
+    (axes,) = figure_data(CHAPTER)[4]
     time, exact = line(axes, "ball")
     np.testing.assert_allclose(exact, ball(1.0, time)[0], atol=1e-4)
     for name in ("β = 0.9", "only β follows", "KeptFriction"):
@@ -97,7 +97,7 @@ def test_three_balls_after_a_schedule() -> None:
 @pytest.mark.parametrize(("name", "tick", "beta"), [("descent", 0.02, 0.0), ("momentum", 0.18, 0.82**2)])
 def test_two_clocks(name: str, tick: float, beta: float) -> None:
     """Each at the border of what κ = 100 allows; late, both divide by e in about the time 1."""
-    (axes,) = figure_data(CHAPTER)[3]
+    (axes,) = figure_data(CHAPTER)[1]
     time, found = line(axes, name)
     h = tick if name == "descent" else tick**2
     np.testing.assert_allclose(found, heavy_ball(identity, h, beta, len(time) - 1)[0], rtol=1e-3)
@@ -106,9 +106,16 @@ def test_two_clocks(name: str, tick: float, beta: float) -> None:
     assert -1 / np.polyfit(time[time > 3.5], np.log(found[time > 3.5]), 1)[0] == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.parametrize(("name", "lasts"), [("h", 0.1), ("√h", 1.0), ("h/(1 − β)", 0.5)])
+def test_three_rulers(name: str, lasts: float) -> None:
+    """Ten updates with h = 0.01 and β = 0.8."""
+    (axes,) = figure_data(CHAPTER)[2]
+    np.testing.assert_allclose(line(axes, name)[0], np.linspace(0, lasts, 11), atol=1e-6)
+
+
 def test_where_nesterov_asks() -> None:
     """Keras's own steps, on the weight for momentum and on the point ahead for Nesterov, end where the arrows do."""
-    (axes,) = figure_data(CHAPTER)[5]
+    (axes,) = figure_data(CHAPTER)[6]
     curvatures, h, beta, here, v = np.array([1.0, 25.0]), 0.02, 0.9, np.array([2.0, 0.2]), np.array([-1.0, -0.8])
     ends = {}
     for name, nesterov in (("momentum", False), ("Nesterov", True)):
@@ -128,7 +135,7 @@ def test_where_nesterov_asks() -> None:
 
 
 def test_spirals() -> None:
-    (axes,) = figure_data(CHAPTER)[7]
+    (axes,) = figure_data(CHAPTER)[8]
     position, speed = line(axes, "exact")
     expected = ball(0.125, np.linspace(0, 12.5, 400))
     np.testing.assert_allclose(position, expected[0], atol=1e-4)
@@ -142,7 +149,7 @@ def test_spirals() -> None:
 
 
 def test_map_is_that_of_the_eigenvalues() -> None:
-    axes = figure_data(CHAPTER)[4][0]
+    axes = figure_data(CHAPTER)[5][0]
     (image,) = axes["images"]
     x, y = np.linspace(0, 2, 101), np.linspace(0, 1, 51)
     matrices = [[step_matrix(across**2, 1.0, up**2) for across in x] for up in y]
@@ -183,7 +190,7 @@ def su_boyd_candes(curvature: Any, h: float, steps: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("panel", "curvature"), [(0, 0.04), (1, 0.01)])
 def test_nesterov_and_its_equation(panel: int, curvature: float) -> None:
-    axes = figure_data(CHAPTER)[6][panel]
+    axes = figure_data(CHAPTER)[7][panel]
     time, found = line(axes, "the equation")
     np.testing.assert_allclose(found, bessel(curvature, time), atol=1e-5)
     for h, every in ((1.0, 2), (0.0625, 8)):
@@ -218,7 +225,7 @@ class NumpyDigits(Digits):
 
 def test_digits_on_two_clocks() -> None:
     digits = NumpyDigits()
-    above, below = figure_data(CHAPTER)[2]
+    above, below = figure_data(CHAPTER)[3]
     reach = {}
     for beta in (0.0, 0.5, 0.8, 0.9, 0.97):
         updates, found = line(above, f"β = {beta}")
