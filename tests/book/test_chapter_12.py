@@ -513,7 +513,7 @@ def test_a_valley_stabilises_itself(method: str, push: float) -> None:
 
 
 def test_recorded_sharpness_is_that_of_the_hessian() -> None:
-    """The first one, by a Hessian-vector product of TensorFlow's."""
+    """The first one, by a Hessian-vector product of TensorFlow's, and by `companion.sharpness`."""
     edge, data = record()["edge"], datasets.digits("float64")
     images, labels = data.x_train[: edge["images"]], data.y_train[: edge["images"]]
     net = Network(edge["hidden"], "squares", images, labels)
@@ -538,6 +538,8 @@ def test_recorded_sharpness_is_that_of_the_hessian() -> None:
         value = sum(tf.reduce_sum(a * b) for a, b in zip(vectors, after, strict=True))
         vectors = after
     assert edge["curves"][0]["products"][0] == pytest.approx(edge["h"] * float(value), rel=1e-3)
+    model.compile(loss="mse")
+    assert companion.sharpness(model, images, targets) == pytest.approx(float(value), rel=1e-3)
 
 
 def sides(method: str, steps: int) -> np.ndarray:
