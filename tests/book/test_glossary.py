@@ -42,6 +42,20 @@ def test_glossary_is_in_order_and_each_term_has_a_chapter() -> None:
         assert "</notebooks/" in entry or entry.startswith("schedule-free\n"), entry
 
 
+def test_a_term_leads_to_a_chapter_that_has_the_word() -> None:
+    """A word of the term, inflected or not, or what its entry says that the chapters say: *in italics* or as code."""
+    missing = []
+    (block,) = re.findall(r"```\{glossary\}\n(.*?)```", (BOOK / "glossary.md").read_text(), re.DOTALL)
+    for entry in block.strip().split("\n\n"):
+        names = " ".join(line.lower() for line in entry.splitlines() if not line.startswith(" "))
+        stems = [rf"\b{word[: max(4, len(word) - 3)]}" for word in re.findall(r"\w+", names) if word != "method"]
+        said = [re.escape(one or other) for one, other in re.findall(r"\*([^*]+)\*|(?<!\})`([^`]+)`", entry)]
+        for chapter in re.findall(r"\{doc\}`(\w+) </notebooks/", entry):
+            if not re.search("|".join(stems + said), markdown(chapter.lower()), re.IGNORECASE):
+                missing.append((names, chapter))
+    assert missing == []
+
+
 def test_what_a_practitioner_looks_up_is_in_the_index() -> None:
     looked_up = "bias correction,ragged batch,clipping,stiff,sharpness,edge of stability,resume,warm-up,slot,mode,order"
     assert set(looked_up.split(",")) <= terms()
