@@ -1,11 +1,14 @@
 """Runs every notebook as Colab would: Colab's versions, an empty folder, and the install cell exactly as it stands.
 
+And, where they are those that the page on Keras names as the older ones, the programs of that page.
+
 The repository's address is redirected to a copy of this checkout, in which the release's tag points to the present
 state, so nothing has to be published first. The first notebook runs in a Python of its own, the others in some forked
 from one that has imported Keras (tools/warm.py). Usage: python -m tools.colab PYTHON [pytest arguments …] where PYTHON
 is an interpreter that has tools/requirements-colab.txt installed and `companion` not.
 """
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -16,7 +19,7 @@ import sys
 import tempfile
 import tomllib
 
-from tools import warm
+from tools import programs, warm
 from tools.kernel import prepare_environment
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,11 +52,27 @@ def main(python: str, arguments: list[str]) -> int:
         command = [python, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", name]
         *others, first = map(str, sorted(content.glob("*.ipynb"), key=_length, reverse=True))
         prepare_environment()
-        # The first notebook installs `companion`, alone: two at a time would get into each other's way. A short one.
-        with subprocess.Popen([*command, first], cwd=folder, env=os.environ | redirect) as alone:
-            kernels = {"JUPYTER_PATH": str(_warm_kernels(folder, python))}  # meanwhile: it takes as long
-        run = [*command, *arguments, *others]
-        return max(alone.returncode, subprocess.run(run, cwd=folder, env=os.environ | redirect | kernels).returncode)
+        with concurrent.futures.ThreadPoolExecutor(1) as beside:
+            differing = beside.submit(_other_faults, python)
+            # The first notebook, a short one, installs `companion`, alone: two would get into each other's way.
+            with subprocess.Popen([*command, first], cwd=folder, env=os.environ | redirect) as alone:
+                kernels = {"JUPYTER_PATH": str(_warm_kernels(folder, python))}  # meanwhile: it takes as long
+            run = [*command, *arguments, *others]
+            status = max(
+                alone.returncode, subprocess.run(run, cwd=folder, env=os.environ | redirect | kernels).returncode
+            )
+        for heading in differing.result():
+            print(f"book/keras.md: the older versions print something else under {heading!r}")
+        return status or int(bool(differing.result()))
+
+
+def _other_faults(python: str) -> list[str]:
+    """The faults of Keras that the older versions named on their page do not have as it shows them."""
+    page = ROOT / "book" / "keras.md"
+    named = re.findall(r"On Keras (\S+) with TensorFlow (\S+) they print the same", page.read_text())
+    versions = "from importlib.metadata import version; print(version('keras'), version('tensorflow'))"
+    found = subprocess.run([python, "-I", "-c", versions], check=True, capture_output=True, text=True).stdout.split()
+    return programs.differing(page, python) if [tuple(found)] == named else []
 
 
 def _warm_kernels(folder: pathlib.Path, python: str) -> pathlib.Path:

@@ -55,6 +55,12 @@ def outputs(page: pathlib.Path, python: str = sys.executable) -> list[str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def differing(page: pathlib.Path, python: str) -> list[str]:
+    """The headings under which that Python prints something else than the page shows; not for want of a class."""
+    pairs = zip(programs(page.read_text()), outputs(page, python), strict=True)
+    return [each.heading for each, printed in pairs if printed != each.output and "has no attribute" not in printed]
+
+
 def started(program: Program, folder: pathlib.Path) -> str:
     """What a program prints that is started by a command, in processes of its own."""
     (name,) = re.findall(r"\S+\.py", program.command)
