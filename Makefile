@@ -76,8 +76,8 @@ colab: $(COLAB_READY) $(READY)  ## run every notebook as Colab would
 bench: $(READY)  ## measure ratios on this machine, for book/performance
 	$(BIN)/python -m tests.benchmarks
 
-mutants: $(READY)  ## break the package in many small ways, and list what no test notices
-	$(BIN)/python -m tools.mutants
+mutants: $(READY)  ## break the package in many small ways, and list what no test notices; ROOM=oracle: one file
+	$(BIN)/python -m tools.mutants $(ROOM)
 
 notebooks: $(READY)  ## execute the notebooks and store their outputs
 	$(BIN)/python -m tools.execute

@@ -1314,7 +1314,6 @@ print(json.dumps(results))
 """
 
 
-@functools.cache
 def on_two_replicas() -> dict[str, Any]:
     """The largest difference from one replica, or the error, for each check."""
     return on_devices(2, REPLICAS)

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 import json
 import pathlib
 import pickle
@@ -603,7 +602,6 @@ def on_two_replicas(slow: bool) -> dict[str, Any]:
     return found
 
 
-@functools.cache
 def two_replicas(slow: bool) -> Any:
     return on_devices(
         2, f"from tests import test_injected_optimizer as t; print(json.dumps(t.on_two_replicas({slow})))"

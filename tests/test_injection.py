@@ -26,6 +26,7 @@ from companion.wrapping import CoalesceGradients
 from tests.kit import cases as kit
 from tests.kit.processes import on_devices, warm_workers
 from tests.kit.ready import ready
+from tests.kit.shared import once_a_run
 
 L, K, P = keras.layers, keras.losses, keras.optimizers
 pytestmark = pytest.mark.usefixtures("float64")
@@ -567,7 +568,6 @@ def on_two_replicas(slow: bool) -> dict[str, Any]:
     return found
 
 
-@functools.cache
 def two_replicas(slow: bool = False) -> dict[str, Any]:
     program = f"""
 import keras
@@ -664,7 +664,7 @@ pathlib.Path(sys.argv[1]).with_suffix(f".{me}").write_text(json.dumps(results))
 """
 
 
-@functools.cache
+@once_a_run
 def two_workers() -> list[dict[str, Any]]:
     """What two workers, and last a process alone, ended on in each case, or the error."""
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import subprocess
-import sys
 import time
 from typing import Any
 
@@ -16,7 +15,8 @@ import pytest
 import companion
 from companion import local_sgd, teams
 from companion.launch import _free_ports as free_ports
-from tests.kit.teams import BATCH, BY_NAME, EXAMPLES, RATE, WORKER, examples, found, result, slope, start, warmly
+from tests.kit.processes import warm
+from tests.kit.teams import BATCH, BY_NAME, EXAMPLES, RATE, WORKER, examples, found, launched, result, slope
 
 
 def by_hand(scenario: dict[str, Any], begin: np.ndarray) -> list[np.ndarray]:
@@ -395,7 +395,7 @@ def test_killed_at_random_and_resumed(tmp_path: pathlib.Path, pytestconfig: pyte
     generator = np.random.default_rng()
     whole = tmp_path / "whole"
     whole.mkdir()
-    assert warmly(2, [{**RUN, "local": LOCAL}], whole)[0] == 0
+    assert launched(2, [{**RUN, "local": LOCAL}], whole)[0] == 0
     expected = found(whole, "run", 2)
     backup = {**LOCAL, "backup_dir": str(tmp_path / "backups")}
     moments = {"kill": 20, "in exchange": 8, "in backup": 2}
@@ -405,11 +405,11 @@ def test_killed_at_random_and_resumed(tmp_path: pathlib.Path, pytestconfig: pyte
     for what, latest in moments.items():
         saboteur = [int(generator.integers(2)), what, int(generator.integers(1, latest + 1))]
         started = time.monotonic()
-        status, printed = warmly(2, [{**RUN, "local": backup, "saboteur": saboteur}], tmp_path)
+        status, printed = launched(2, [{**RUN, "local": backup, "saboteur": saboteur}], tmp_path)
         assert status == 137, (saboteur, printed[-2000:])
         assert time.monotonic() - started < 120
         assert f"Worker {saboteur[0]} of 2 was killed by SIGKILL: the others are stopped." in printed
-    assert warmly(2, [{**RUN, "local": backup}], tmp_path)[0] == 0
+    assert launched(2, [{**RUN, "local": backup}], tmp_path)[0] == 0
     for mine, theirs in zip(found(tmp_path, "run", 2), expected, strict=True):
         for key in ("weights", "slots", "exchanges", "bytes", "iterations"):
             np.testing.assert_array_equal(mine[key], theirs[key], err_msg=f"{key} {moments}")
@@ -419,7 +419,7 @@ def test_killed_at_random_and_resumed(tmp_path: pathlib.Path, pytestconfig: pyte
 def test_who_does_not_answer_is_noticed(tmp_path: pathlib.Path, what: str) -> None:
     started = time.monotonic()
     scenario = {**RUN, "local": {"every": 2}, "saboteur": [1, what, 3]}
-    status, printed = start(2, [scenario], tmp_path)
+    status, printed = launched(2, [scenario], tmp_path)
     assert status == 1
     assert "RuntimeError: Worker 0 of 2 has lost the others in an exchange" in printed
     assert "or has not answered for 8 s, or has left `fit` by an error that it caught" in printed
@@ -435,7 +435,7 @@ def test_survivor_ends_without_a_launcher(tmp_path: pathlib.Path, victim: int) -
     running = []
     for rank in range(2):
         place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-        command = [sys.executable, str(WORKER), str(tmp_path), json.dumps([scenario])]
+        command = [warm(), str(WORKER), str(tmp_path), json.dumps([scenario])]
         environment = os.environ | {"TF_CONFIG": json.dumps(place)}
         with (tmp_path / f"{rank}.txt").open("w") as out:
             running.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))

@@ -349,7 +349,6 @@ def on_three_replicas(slow: bool) -> dict[str, Any]:
     return found
 
 
-@functools.cache
 def three_replicas(slow: bool = False) -> dict[str, Any]:
     return on_devices(3, f"from tests import test_merging; print(json.dumps(test_merging.on_three_replicas({slow})))")
 

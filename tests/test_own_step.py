@@ -1,6 +1,5 @@
 """Holds the law of the house on any list of models: in one part, an injected step leaves everything as Keras's own."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -258,7 +257,6 @@ def on_two_replicas() -> dict[str, Any]:
     return found
 
 
-@functools.cache
 def two_replicas() -> dict[str, Any]:
     program = "from tests import test_own_step\nprint(json.dumps(test_own_step.on_two_replicas()))"
     return on_devices(2, program)

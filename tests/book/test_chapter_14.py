@@ -406,7 +406,6 @@ def on_five_devices() -> dict[str, Any]:
     }
 
 
-@functools.cache
 def devices() -> dict[str, Any]:
     program = "from tests.book import test_chapter_14 as t; print(json.dumps(t.on_five_devices()))"
     return on_devices(DEVICES, program)

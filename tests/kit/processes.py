@@ -61,6 +61,7 @@ def output_of(program: str, *arguments: str, python: str = sys.executable, **env
     return done.stdout
 
 
+@shared.once_a_run
 def on_devices(devices: int, program: str) -> Any:
     """What a program prints last, as JSON, where the processor is several devices; `json` and `tf` are imported."""
     return json.loads(

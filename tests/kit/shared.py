@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+import hashlib
 import os
 import pathlib
 import pickle
@@ -20,7 +21,7 @@ def once_a_run(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.cache
     @functools.wraps(function)
     def shared(*arguments: Any) -> Any:
-        name = f"{function.__module__}.{function.__qualname__}{arguments}".replace("/", "_")
+        name = f"{function.__module__}.{function.__qualname__}.{hashlib.sha256(repr(arguments).encode()).hexdigest()}"
         stored = folder() / f"{name}.pickle"
         with (folder() / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

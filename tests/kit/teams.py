@@ -17,17 +17,12 @@ WORKER = ROOT / "tests" / "local_sgd_worker.py"
 RATE, BATCH, EXAMPLES = 0.05, 5, 120
 
 
-def start(workers: int, scenarios: list[dict[str, Any]], folder: Any) -> tuple[int, str]:
-    """The exit status of a launch, and what it printed."""
+def launched(workers: int, scenarios: list[dict[str, Any]], folder: Any) -> tuple[int, str]:
+    """The exit status of a launch, and what it printed; the workers have imported Keras already."""
     out = io.StringIO()
-    status = launch(workers, WORKER, [str(folder), json.dumps(scenarios)], out=out)
-    return status, out.getvalue()
-
-
-def warmly(workers: int, scenarios: list[dict[str, Any]], folder: Any) -> tuple[int, str]:
-    """The same, of workers that have imported Keras already; where their own start counts, it is `start`."""
     with warm_workers():
-        return start(workers, scenarios, folder)
+        status = launch(workers, WORKER, [str(folder), json.dumps(scenarios)], out=out)
+    return status, out.getvalue()
 
 
 def found(folder: Any, name: str, workers: int) -> list[dict[str, Any]]:
@@ -82,7 +77,7 @@ def results(workers: int) -> dict[str, list[dict[str, Any]]]:
     """All scenarios of so many workers, in one launch."""
     scenarios = PLAIN if workers == 2 else THREE
     with tempfile.TemporaryDirectory() as folder:
-        status, printed = warmly(workers, scenarios, folder)
+        status, printed = launched(workers, scenarios, folder)
         assert status == 0, printed[-3000:]
         return {scenario["name"]: found(folder, scenario["name"], workers) for scenario in scenarios}
 
