@@ -1,6 +1,7 @@
 """Leaves out every link to the repository as long as the book has no repository, and says what to type instead.
 
-`make adopt REPO=owner/name` gives it one. Until then the owner is the placeholder, which nobody can be.
+`make adopt REPO=owner/name` gives it one. Until then the owner is the placeholder, which nobody can be. With a
+repository the book has an address of its own, too: that of its GitHub pages, unless `html_baseurl` says another.
 """
 
 from typing import Any
@@ -17,7 +18,11 @@ NOTE = (
 
 def _without_buttons(app: Any, config: Any) -> None:
     options = config.html_theme_options
-    if PLACEHOLDER in str(options.get("repository_url", "")):
+    owner, name = str(options.get("repository_url", "")).rstrip("/").split("/")[-2:]
+    if owner != PLACEHOLDER:
+        site = f"{owner.lower()}.github.io"
+        config.html_baseurl = config.html_baseurl or f"https://{site}/" + ("" if name.lower() == site else f"{name}/")
+    else:
         for name in ("use_issues_button", "use_edit_page_button", "use_repository_button"):
             options[name] = False
         options["launch_buttons"] = {}

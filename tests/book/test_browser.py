@@ -33,6 +33,19 @@ WRAPPED = """() => [...document.querySelectorAll("article mjx-c")].filter(each =
 # Tables that a wide window cuts off.
 HIDDEN = """() => [...document.querySelectorAll("article .pst-scrollable-table-container")].filter(each =>
   each.scrollWidth > each.clientWidth + 1).map(each => each.textContent.slice(0, 80))"""
+# How many characters the longest line of a long paragraph has: how far one can go before the next line begins.
+LONGEST = """() => Math.max(0, ...[...document.querySelectorAll("article section > p")].filter(each =>
+  each.offsetHeight > 40 && !each.querySelector("code, mjx-container, img")).flatMap(each => {
+    const range = document.createRange(), counts = {};
+    for (const walker = document.createTreeWalker(each, NodeFilter.SHOW_TEXT); walker.nextNode();)
+      for (let i = 0; i < walker.currentNode.length; i++) {
+        range.setStart(walker.currentNode, i);
+        range.setEnd(walker.currentNode, i + 1);
+        const line = Math.round(range.getBoundingClientRect().top / 10);
+        counts[line] = (counts[line] || 0) + 1;
+      }
+    return Object.values(counts);
+  }))"""
 # What the theme itself gets wrong, by rule and page ("" stands for every page).
 UPSTREAM = {
     ("", "label-content-name-mismatch"),
@@ -92,6 +105,8 @@ def test_page_is_clean(visit: Any, name: str) -> None:
         assert wide <= 0, f"overflow, {view}"
         assert page.evaluate(CUT) == [], f"formulas that are cut off, {view}"
         assert view == "phone" or page.evaluate(HIDDEN) == [], f"tables that are cut off, {view}"
+    turn(page, "light")
+    assert page.evaluate(LONGEST) <= 80, "75 characters in this font; others are a little narrower"
     code = "article div.highlight pre" if name not in IN_FULL else "article dl.py ~ dl.py div.highlight pre"
     page.locator(code).evaluate_all(FLATTEN)  # axe walks over each token, also where it is told to leave code out
     page.locator("mjx-container" if name not in IN_FULL else "article dl.py mjx-container").evaluate_all(PLAIN)

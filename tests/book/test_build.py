@@ -109,6 +109,18 @@ def test_an_adopted_book_offers_colab_edit_issue_and_source() -> None:
     assert any(target.endswith(f"_sources/{path}") for target in chapter)
 
 
+def test_an_adopted_page_has_an_address_and_a_card(site: pathlib.Path) -> None:
+    owner, name = THEIRS.split("/")
+    base, path = f"https://{owner.lower()}.github.io/{name}/", "notebooks/01_what_is_an_optimizer.html"
+    page = (adopted() / path).read_text()
+    assert f'<link rel="canonical" href="{base}{path}"' in page
+    for told in (f'og:url" content="{base}{path}', f'og:image" content="{base}_static/readme.png', "twitter:card"):
+        assert f'<meta property="{told}' in page
+    assert (site / "_static" / "readme.png").exists()
+    before = (site / path).read_text()
+    assert not re.search("canonical|og:url", before), "an address that nobody has"
+
+
 def test_an_adopted_book_links_each_claim_to_its_test() -> None:
     found = links(adopted())
     test = f"https://github.com/{THEIRS}/blob/main/tests/book/test_chapter_01.py#L"
