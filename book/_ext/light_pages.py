@@ -37,9 +37,20 @@ def _keep_used_icons(app: Any, exception: Exception | None) -> None:
     (static / "scripts" / "fontawesome.js").write_text("")
 
 
+def _without_search(app: Any, exception: Exception | None) -> None:
+    """Leaves the index of all words to the page of search: the theme's other pages would use it as one types."""
+    tools = r"(?:_static/searchtools|_static/language_data|searchindex)"
+    scripts = re.compile(rf'\s*<script src="[./]*{tools}\.js"></script>')
+    for path in [] if exception else pathlib.Path(app.outdir).rglob("*.html"):
+        page = path.read_text()
+        if path.name != "search.html" and (lighter := scripts.sub("", page)) != page:
+            path.write_text(lighter)
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Registers the extension with Sphinx."""
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     app.connect("config-inited", _choose, priority=900)
     app.connect("build-finished", _keep_used_icons, priority=900)
+    app.connect("build-finished", _without_search)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -33,9 +33,12 @@ WRAPPED = """() => [...document.querySelectorAll("article mjx-c")].filter(each =
 # Tables that a wide window cuts off.
 HIDDEN = """() => [...document.querySelectorAll("article .pst-scrollable-table-container")].filter(each =>
   each.scrollWidth > each.clientWidth + 1).map(each => each.textContent.slice(0, 80))"""
+# What a reader loads, before it is compressed on the way.
+BYTES = """() => ["navigation", "resource"].flatMap(kind => performance.getEntriesByType(kind))
+  .reduce((sum, each) => sum + each.encodedBodySize, 0)"""
 # How many characters the longest line of a long paragraph has: how far one can go before the next line begins.
 LONGEST = """() => Math.max(0, ...[...document.querySelectorAll("article section > p")].filter(each =>
-  each.offsetHeight > 40 && !each.querySelector("code, mjx-container, img")).flatMap(each => {
+  each.textContent.length > 150 && !each.querySelector("code, mjx-container, img")).flatMap(each => {
     const range = document.createRange(), counts = {};
     for (const walker = document.createTreeWalker(each, NodeFilter.SHOW_TEXT); walker.nextNode();)
       for (let i = 0; i < walker.currentNode.length; i++) {
@@ -89,6 +92,7 @@ def visit(browser: Any, address: str) -> Any:
 def test_page_is_clean(visit: Any, name: str) -> None:
     """Loaded once and looked at as a reader may: light, dark as the system turns dark, narrow as on a phone, opened."""
     page, complaints = visit(name)
+    assert page.evaluate(BYTES) <= 2.35e6, "half of what the heaviest page once was"
     page.add_style_tag(content="* { transition: none !important; }")  # no colour is measured on its way to another
     formulas = page.locator(".math").count()
     assert page.locator("mjx-merror, .MathJax_Error").count() == 0

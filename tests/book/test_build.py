@@ -52,6 +52,13 @@ def test_every_page_of_the_contents_is_built(site: Any) -> None:
     assert [page for page in pages if not (site / f"{page}.html").exists()] == []
 
 
+def test_a_page_has_an_icon_and_its_number_beside_its_title(site: Any) -> None:
+    page = (site / "notebooks" / "11_momentum_is_an_ode.html").read_text()
+    assert 'rel="icon" href="../_static/logo.svg"' in page
+    assert re.search(r'toctree-l1"><a class="reference internal" href="12_[^"]*">12\. Do integrators', page)
+    assert "<title>11. Momentum is an ODE" in page
+
+
 def test_root_leads_to_the_first_page(site: Any) -> None:
     assert "book/index.html" in (site / "index.html").read_text()
 
