@@ -242,7 +242,7 @@ def test_every_dtype(make: Callable[..., Any], dtype: str, tolerance: float) -> 
         assert distance([x.numpy() for x in optimizer.averages], [state["x"] for state in states]) <= tolerance
 
 
-@pytest.mark.parametrize("make", thinned(RULES.values(), companion.ScheduleFreeAdamW, companion.Muon), ids=RULES)
+@pytest.mark.parametrize("make", RULES.values(), ids=RULES)
 def test_compiled_by_xla(make: Callable[..., Any]) -> None:
     set_dtype("float64")
     decay = {"weight_decay": 0.1}
@@ -344,7 +344,7 @@ def weights_of(model: keras.Model) -> list[np.ndarray]:
     return [*model.get_weights(), *(variable.numpy() for variable in model.optimizer.variables)]
 
 
-@pytest.mark.parametrize("make", thinned(RULES.values(), companion.Muon), ids=RULES)
+@pytest.mark.parametrize("make", RULES.values(), ids=RULES)
 def test_in_parts_and_stopped_and_resumed(make: Callable[..., Any], tmp_path: Any) -> None:
     """`inject` on 3 uneven parts, and a file in the middle, which gives variables other paths."""
     models = []
