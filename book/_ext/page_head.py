@@ -27,9 +27,10 @@ def _add(app: Any, pagename: str, templatename: str, context: dict[str, Any], do
     words = description(context.get("body", ""))
     told["og:description"] = words
     if base := app.config.html_baseurl:
-        told["og:url"], told["og:image"] = f"{base}{pagename}.html", f"{base}_static/readme.png"
-        told["twitter:card"] = "summary_large_image"
+        site = base.rstrip("/")
+        told["og:url"], told["og:image"] = f"{site}/{pagename}.html", f"{site}/_static/readme.png"
     tags = [f'<meta name="description" content="{html.escape(words)}" />']
+    tags += ['<meta name="twitter:card" content="summary_large_image" />'] if base else []
     tags += [f'<meta property="{name}" content="{html.escape(value)}" />' for name, value in told.items()]
     context["metatags"] = context.get("metatags", "") + "\n    ".join(tags)
 

@@ -33,6 +33,14 @@ WRAPPED = """() => [...document.querySelectorAll("article mjx-c")].filter(each =
 # Tables that a wide window cuts off.
 HIDDEN = """() => [...document.querySelectorAll("article .pst-scrollable-table-container")].filter(each =>
   each.scrollWidth > each.clientWidth + 1).map(each => each.textContent.slice(0, 80))"""
+# Boxes of code that scroll sideways and do not show it.
+UNMARKED = """() => [...document.querySelectorAll("article div.highlight")].filter(each => {
+  const box = each.querySelector("pre");
+  return box.scrollLeft + box.clientWidth < box.scrollWidth - 1 && !each.classList.contains("scrolls");
+}).length"""
+# The sizes of a heading and of one below it.
+SIZES = """() => ["h2", "h3"].map(kind => document.querySelector(`article section > ${kind}`))
+  .map(each => each ? parseFloat(getComputedStyle(each).fontSize) : 0)"""
 # What a reader loads, before it is compressed on the way.
 BYTES = """() => ["navigation", "resource"].flatMap(kind => performance.getEntriesByType(kind))
   .reduce((sum, each) => sum + each.encodedBodySize, 0)"""
@@ -109,7 +117,10 @@ def test_page_is_clean(visit: Any, name: str) -> None:
         assert wide <= 0, f"overflow, {view}"
         assert page.evaluate(CUT) == [], f"formulas that are cut off, {view}"
         assert view == "phone" or page.evaluate(HIDDEN) == [], f"tables that are cut off, {view}"
+        assert page.evaluate(UNMARKED) == 0, f"code that goes on without a sign, {view}"
     turn(page, "light")
+    heading, below = page.evaluate(SIZES)
+    assert heading > 1.2 * below or not heading
     assert page.evaluate(LONGEST) <= 80, "75 characters in this font; others are a little narrower"
     code = "article div.highlight pre" if name not in IN_FULL else "article dl.py ~ dl.py div.highlight pre"
     page.locator(code).evaluate_all(FLATTEN)  # axe walks over each token, also where it is told to leave code out

@@ -121,8 +121,9 @@ def test_an_adopted_page_has_an_address_and_a_card(site: pathlib.Path) -> None:
     base, path = f"https://{owner.lower()}.github.io/{name}/", "notebooks/01_what_is_an_optimizer.html"
     page = (adopted() / path).read_text()
     assert f'<link rel="canonical" href="{base}{path}"' in page
-    for told in (f'og:url" content="{base}{path}', f'og:image" content="{base}_static/readme.png', "twitter:card"):
+    for told in (f'og:url" content="{base}{path}', f'og:image" content="{base}_static/readme.png'):
         assert f'<meta property="{told}' in page
+    assert '<meta name="twitter:card"' in page
     assert (site / "_static" / "readme.png").exists()
     before = (site / path).read_text()
     assert not re.search("canonical|og:url", before), "an address that nobody has"
