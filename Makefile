@@ -13,9 +13,9 @@ define install
 $(1)/bin/python $(INSTALL) --requirement tools/requirements-uv.txt
 $(1)/bin/python -m uv pip install --quiet --compile-bytecode --require-hashes --requirement $(2) || $(1)/bin/python $(INSTALL) --require-hashes --requirement $(2)
 endef
-# Two processes more than there are cores, four at most: tests that start processes wait for them. The longest files
+# One process more than there are cores, of two to four: tests that start processes wait for them. The longest files
 # come first (tools/schedule.py), and who has nothing left takes over from who has.
-PARALLEL := --numprocesses=$(shell python3 -c "import os; print(min(4, (os.cpu_count() or 1) + 2))" 2>/dev/null || echo 2) --dist=worksteal
+PARALLEL := --numprocesses=$(shell python3 -c "import os; print(min(4, max(2, (os.cpu_count() or 1) + 1)))" 2>/dev/null || echo 2) --dist=worksteal
 FOR ?=
 
 .PHONY: book pdf serve check core test test-all lint javascript unit units browser package notebooks-changed notebooks-check colab bench mutants notebooks lock adopt clean
