@@ -99,7 +99,7 @@ def test_training_does_not_notice(runs: dict[str, Any]) -> None:
     core(hidden).eval()
 
 
-@pytest.mark.claim("The file then holds $x$ and notes that, and training goes on from θ.", chapter="16")
+@pytest.mark.claim("The file then holds $x$, with a mark that says so; loaded, training goes on from θ.", chapter="16")
 def test_a_file_that_holds_the_average_goes_on(runs: dict[str, Any]) -> None:
     """Also one of the second epoch."""
     resumed = keras.saving.load_model(runs["path"].format(epoch=2))
