@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import companion
 from companion import datasets
 from companion.accumulation import GradientAccumulation
 from companion.injection import InjectedModel, eject, inject
@@ -95,6 +96,36 @@ def test_norm_and_ratio_are_what_numpy_says() -> None:
     norms = [np.linalg.norm(gradient(weights[k], slice(14 * k, 14 * k + 14))) for k in (0, 1)]
     assert log["gradient_norm"] == pytest.approx([np.mean(norms)], rel=1e-12)
     assert log["update_ratio"] == pytest.approx([np.mean([moved(*weights[k : k + 2]) for k in (0, 1)])], rel=1e-12)
+
+
+EVERY = [rule for rule in vars(P).values() if isinstance(rule, type) and issubclass(rule, P.Optimizer)]
+EVERY = [rule for rule in EVERY if rule.__name__ not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")]
+EVERY += [companion.Momentum, companion.Adam, companion.Lion, companion.Muon, companion.ScheduleFreeAdamW, Heun, RK23]
+
+
+@pytest.mark.parametrize("rule", kit.thinned(dict.fromkeys(EVERY), P.Adam, companion.Muon, Heun))
+def test_every_optimizer_is_heard(rule: Any) -> None:
+    model = inject(network(rule(), run_eagerly=True), 4, diagnostics=DIALS)
+    before = model.get_weights()
+    log = shown(model)
+    assert log["gradient_norm"] == pytest.approx(np.linalg.norm(gradient(before)), rel=1e-9)
+    assert log["update_ratio"] == pytest.approx(moved(before, model.get_weights()), rel=1e-9)
+    assert log["noise_scale"] > 0
+
+
+def test_groups_are_heard_in_a_file_and_on_the_screen(tmp_path: Any, capsys: Any) -> None:
+    groups = companion.ParameterGroups(P.SGD(0.5), {"bias": 0.1, "top/kernel": P.Adam(0.01)})
+    model = inject(network(groups, run_eagerly=True), 4, diagnostics=DIALS)
+    before = model.get_weights()
+    logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    log = model.fit(X, CLASSES, 40, epochs=1, callbacks=[logger], verbose=2).history
+    assert log["gradient_norm"] == pytest.approx([np.linalg.norm(gradient(before))], rel=1e-9)
+    assert log["update_ratio"] == pytest.approx([moved(before, model.get_weights())], rel=1e-9)
+    names, numbers = (line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines())
+    written, said = dict(zip(names, numbers, strict=True)), capsys.readouterr().out
+    for name in DIALS:
+        assert float(written[name]) == log[name][0]
+        assert f"{name}: {log[name][0]:.4f}" in said
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from companion import SAM, GradientAccumulation, GradientOracle, Heun, InjectedOptimizer, inject
+from companion import SAM, GradientAccumulation, GradientOracle, Heun, InjectedOptimizer, ParameterGroups, inject
 from tests.kit.cases import wrong
 from tests.kit.dtypes import set_dtype
 from tests.kit.integrators import BATCHES, START, X, Y, arrays, fitted, go, gradient, prepared, sequential
@@ -44,6 +44,7 @@ def nowhere(values: Any, slopes: Any, rho: float) -> Any:
 INNER: dict[str, Callable[[], Any]] = {
     "SGD": lambda: P.SGD(0.25),
     "momentum": lambda: P.SGD(P.schedules.ExponentialDecay(0.5, 1, 0.5), momentum=0.9, global_clipnorm=0.2),
+    "groups": lambda: ParameterGroups(P.SGD(0.25), {"bias": 0.5, "kernel": P.SGD(0.125, momentum=0.9)}),
     "AdamW": lambda: P.AdamW(0.05, weight_decay=0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2),
 }
 
@@ -66,6 +67,7 @@ def by_hand(make: Callable[[], Any], where: Any, rho: float, epochs: int = 1) ->
         ("SGD", uphill, {"jit_compile": True}),
         ("momentum", uphill, {}),
         ("AdamW", uphill, {"run_eagerly": True}),
+        ("groups", uphill, {"run_eagerly": True}),
         wrong("SGD", each_by_its_norm, {"run_eagerly": True}, why="each variable by its own norm"),
         wrong("SGD", downhill, {"run_eagerly": True}, why="downhill"),
         wrong("SGD", by_the_slope, {"run_eagerly": True}, why="not by a distance"),
