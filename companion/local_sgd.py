@@ -277,16 +277,10 @@ class LocalSGD(keras.callbacks.Callback):
 
     def _others_exchange_next(self) -> bool:
         """Whether those who go on will next exchange weights, and not just numbers: at a backup, or at the end."""
-        epoch, step, batch = self._epoch or 0, self._step, self._batch + 1
-        while epoch < self.params["epochs"]:
-            for _ in range(self.params["steps"] - batch):
-                step += 1
-                if self._is_due(step):
-                    return True
-            if self.backup_dir is not None and batch < self.params["steps"]:
-                return False
-            epoch, batch = epoch + 1, 0
-        return not self._is_due(step)
+        if self.backup_dir is None:
+            return True
+        until_backup = self.params["steps"] - self._batch - 1 or self.params["steps"]
+        return any(self._is_due(self._step + 1 + k) for k in range(until_backup))
 
     def _report(self, number: int, early: bool = False) -> list[int]:
         """Exchanges a number, and no weights."""

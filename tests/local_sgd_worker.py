@@ -120,6 +120,8 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
     options = {name: mine(value) for name, value in scenario.get("local", {}).items()}
+    if "backup_dir" in options:
+        options["backup_dir"] = OUTPUT / options["backup_dir"]
     if "outer_optimizer" in options:
         options["outer_optimizer"] = keras.optimizers.SGD(**options["outer_optimizer"])
     local = companion.LocalSGD(**options)

@@ -194,6 +194,13 @@ def test_workers_at_different_steps_notice() -> None:
     np.testing.assert_array_equal(result("stopped early")[0]["weights"], result("stopped early")[0]["seen"][-1])
 
 
+@pytest.mark.parametrize(("at", "every", "met"), [(8, 7, 12), (8, 5, 10), (9, 7, 14), (12, 7, 14), (12, 30, 24)])
+def test_who_ends_early_meets_the_others_at_a_backup_or_an_exchange(at: int, every: int, met: int) -> None:
+    for mine in result(f"stopped at {at}, every {every}"):
+        assert mine["error"].startswith("RuntimeError: Worker "), mine["error"]
+        assert f"[{at}, {met}], by worker. Has a callback ended training on one of them?" in mine["error"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

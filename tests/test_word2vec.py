@@ -159,7 +159,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize(
+gradients_and_compiler = pytest.mark.parametrize(
     ("gradients", "jit"),
     [
         pytest.param("closed_form", False, id="closed_form-graph"),
@@ -168,7 +168,10 @@ OPTIMIZERS = {
         pytest.param("autodiff", False, id="autodiff-graph", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("name", thinned(OPTIMIZERS, *(name for name in OPTIMIZERS if name != "companion.Lion")))
+
+
+@gradients_and_compiler
+@pytest.mark.parametrize("name", thinned(OPTIMIZERS, "momentum", "companion.SGD", "clipped SGD", "Adam"))
 def test_fit_steps_as_with_a_dense_gradient(name: str, gradients: str, jit: bool) -> None:
     make, _ = OPTIMIZERS[name]
     centres, candidates = batch_of(7, 40, 2)
@@ -323,8 +326,7 @@ def test_known_mistakes_with_windows_are_told_apart(read: Any) -> None:
         assert relative(dense(gradient), wanted) < 1e-12
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
-@pytest.mark.parametrize("gradients", ["closed_form", "autodiff"])
+@gradients_and_compiler
 @pytest.mark.parametrize("name", ["SGD", "Adam"])
 def test_fit_on_windows_steps_as_with_a_dense_gradient(name: str, gradients: str, jit: bool) -> None:
     make, _ = OPTIMIZERS[name]

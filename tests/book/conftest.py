@@ -72,6 +72,7 @@ def browser() -> Iterator[Any]:
     assert found, advice()
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        arguments.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
         chromium = playwright.chromium.launch(executable_path=found, args=arguments)
         yield chromium
         chromium.close()

@@ -62,6 +62,11 @@ PLAIN: list[dict[str, Any]] = [
     both("unbuilt", 2, local={"every": 3}, unbuilt=True),
     both("no multiple", 2, local={"every": 4}, compile={"steps_per_execution": 3}),
     both("stopped early", 2, local={"every": 3}, **{"stop at": [5, None]}),
+    *(
+        both(f"stopped at {at}, every {k}", 2, local={"every": k, "backup_dir": f"{at} {k}"}, **{"stop at": [at, None]})
+        for at, k in ((8, 7), (8, 5), (12, 7), (12, 30))
+    ),
+    both("stopped at 9, every 7", 2, local={"every": 7}, **{"stop at": [9, None]}),
     both("stopped together", 2, local={"every": 3}, validates=True, epochs=3),
     both("validated apart", 2, local={"every": 7}, validates=True, epochs=3),
 ]
