@@ -58,6 +58,8 @@ def integrate(gradient: Gradient, values: Any, step_size: float, steps: int, met
     Example:
         >>> integrate(lambda theta: 2 * theta, 1.0, step_size=0.25, steps=3)
         array([1.   , 0.5  , 0.25 , 0.125])
+
+    Taught in chapter 08, :doc:`/notebooks/08_gradient_descent_is_euler`.
     """
     method, steps = tableau(method), arguments.integer("steps", steps, 0)
     step_size = arguments.number("step_size", step_size, -np.inf, include_low=False)
@@ -123,6 +125,8 @@ def observed_order(step_sizes: Any, errors: Any) -> float:
     Example:
         >>> round(observed_order([0.1, 0.2, 0.4], [0.03, 0.12, 0.48]), 6)
         2.0
+
+    Taught in chapter 08, :doc:`/notebooks/08_gradient_descent_is_euler`.
     """
     sizes = _numbers("step_sizes", step_sizes, is_real=True)
     found = _numbers("errors", errors, sizes.shape, is_real=True)
@@ -161,6 +165,8 @@ def quadratic_flow(matrix: Any, values: Any, times: Any, minimum: Any = 0.0) -> 
         >>> quadratic_flow(np.diag([1.0, 2.0]), [1.0, 1.0], [0.0, np.log(2)])
         array([[1.  , 1.  ],
                [0.5 , 0.25]])
+
+    Taught in chapter 08, :doc:`/notebooks/08_gradient_descent_is_euler`.
     """
     a = np.atleast_2d(_numbers("matrix", matrix, is_real=True))
     if not a.size or a.shape != a.T.shape or not np.isfinite(a).all() or np.abs(a - a.T).max() > 1e-8 * np.abs(a).max():
@@ -207,6 +213,8 @@ def oscillation(curvature: Any, friction: float, values: Any, times: Any, veloci
     Example:
         >>> oscillation(1.0, 0.0, 1.0, [0.0, np.pi]).round(6).tolist()
         [1.0, -1.0]
+
+    Taught in chapter 11, :doc:`/notebooks/11_momentum_is_an_ode`.
     """
     half = arguments.number("friction", friction, 0) / 2
     start = _numbers("values", values, is_real=True)
@@ -259,6 +267,8 @@ def heavy_ball(gradient: Gradient, friction: float) -> Gradient:
         >>> field = heavy_ball(lambda theta: theta, friction=2.0)
         >>> integrate(field, [1.0, 0.0], 0.01, 100, "rk4")[-1, 0].round(6)  # 2 / e
         np.float64(0.735759)
+
+    Taught in chapter 11, :doc:`/notebooks/11_momentum_is_an_ode`.
     """
     gradient, friction = _checked(gradient), arguments.number("friction", friction, -np.inf, include_low=False)
 
@@ -279,6 +289,14 @@ def nesterov(gradient: Gradient) -> Gradient:
         The field of the state ``np.stack([position, velocity, time])``, the time in the shape of the position. It
         begins at a time greater than 0; from rest at time 0 the motion leaves as
         :math:`\theta(t) \approx \theta(0) - \frac{t^2}{8} \nabla L(\theta(0))`.
+
+    Example:
+        >>> field = nesterov(lambda theta: theta)
+        >>> state = [0.995, -0.05, 0.2]  # from rest at 1, a little later
+        >>> integrate(field, state, 0.01, 100, "rk4")[-1, 0].round(2)  # 2 J1(t) / t at t = 1.2
+        np.float64(0.83)
+
+    Taught in chapter 11, :doc:`/notebooks/11_momentum_is_an_ode`.
 
     References:
         Su, Boyd and Candès, 2016, "A differential equation for modeling Nesterov's accelerated gradient method".
@@ -315,6 +333,8 @@ def modified_loss(loss: Callable[[Array], Any], gradient: Gradient, step_size: f
     Example:
         >>> modified_loss(lambda theta: theta**2 / 2, lambda theta: theta, step_size=0.4)(np.array(1.0)).round(6)
         np.float64(0.6)
+
+    Taught in chapter 13, :doc:`/notebooks/13_what_euler_minimises`.
     """
     gradient, step_size = _checked(gradient), arguments.number("step_size", step_size, -np.inf, include_low=False)
     return lambda values: loss(values) + step_size / 4 * np.sum(np.square(gradient(values)))
@@ -334,6 +354,12 @@ def modified_gradient(gradient: Gradient, hessian: Callable[[Array], Array], ste
 
     Returns:
         The function :math:`\nabla\tilde L`.
+
+    Example:
+        >>> modified_gradient(lambda theta: 3 * theta, lambda theta: 3, step_size=0.2)(1.0).round(6)  # 3 + 0.1 * 3 * 3
+        np.float64(3.9)
+
+    Taught in chapter 13, :doc:`/notebooks/13_what_euler_minimises`.
     """
     gradient, hessian = _checked(gradient), _checked(hessian, "hessian", axes=2)
     step_size = arguments.number("step_size", step_size, -np.inf, include_low=False)

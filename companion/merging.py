@@ -65,6 +65,12 @@ def mean(gradients: list[Any], weights: Any) -> list[Any]:
 
        g = \frac{1}{R} \sum_{r=1}^{R} g_r
 
+    Example:
+        >>> import tensorflow as tf
+        >>> gradients, weights = [tf.constant([[1.0], [5.0], [9.0]])], tf.constant([3.0, 1.0, 1.0])
+        >>> mean(gradients, weights)[0].numpy().tolist()
+        [5.0]
+
     Taught in chapter 14, :doc:`/notebooks/14_merging_gradients`.
     """
     return _each(gradients, lambda rows: tf.reduce_sum(rows / tf.cast(tf.shape(rows)[0], rows.dtype), 0))
@@ -76,6 +82,12 @@ def sum(gradients: list[Any], weights: Any) -> list[Any]:
     .. math::
 
        g = \sum_{r=1}^{R} g_r
+
+    Example:
+        >>> import tensorflow as tf
+        >>> gradients, weights = [tf.constant([[1.0], [5.0], [9.0]])], tf.constant([3.0, 1.0, 1.0])
+        >>> sum(gradients, weights)[0].numpy().tolist()
+        [15.0]
 
     Taught in chapter 14, :doc:`/notebooks/14_merging_gradients`.
     """
@@ -91,6 +103,12 @@ def median(gradients: list[Any], weights: Any) -> list[Any]:
 
     With an even number of devices it is the mean of the two in the middle. Not a number counts as the largest of all,
     and is the answer where it comes to the middle.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> gradients, weights = [tf.constant([[1.0], [5.0], [-1e9]])], tf.ones(3)
+        >>> median(gradients, weights)[0].numpy().tolist()
+        [1.0]
 
     References:
         Yin, Chen, Ramchandran and Bartlett, 2018, "Byzantine-robust distributed learning: towards optimal statistical
@@ -121,6 +139,12 @@ def sign(gradients: list[Any], weights: Any) -> list[Any]:
     Every coordinate moves by the learning rate, or not at all after a tie, so it wants a far smaller one than a
     gradient. One bit for each coordinate is all that has to travel. Not a number has no vote; where nobody has one, it
     is the answer.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> gradients, weights = [tf.constant([[1.0], [5.0], [-1e9]])], tf.ones(3)
+        >>> sign(gradients, weights)[0].numpy().tolist()
+        [1.0]
 
     References:
         Bernstein, Zhao, Azizzadenesheli and Anandkumar, 2019, "signSGD with majority vote is communication efficient

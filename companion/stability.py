@@ -32,6 +32,8 @@ def stability_polynomial(method: Any) -> Polynomial:
     Example:
         >>> stability_polynomial("heun").coef
         array([1. , 1. , 0.5])
+
+    Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
     """
     method = tableau(method)
     a, b, ones = np.array(method.a), np.array(method.b), np.ones(len(method.b))
@@ -88,6 +90,8 @@ def stability_limit(method: Any, axis: str = "real") -> float:
     Example:
         >>> [round(stability_limit("rk4", axis), 3) for axis in ("real", "imaginary")]
         [2.785, 2.828]
+
+    Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
     """
     if axis not in ("real", "imaginary"):
         raise ValueError(f'`axis` must be "real" or "imaginary". Received: axis={axis!r}')

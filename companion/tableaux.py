@@ -140,6 +140,8 @@ def order_of(a: Any, b: Any, up_to: int = 6) -> int:
     Example:
         >>> order_of([[0, 0], [0.5, 0]], [0, 1])
         2
+
+    Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
     """
     a, b = np.array(a, float), np.array(b, float)
 
@@ -216,6 +218,8 @@ def tableau(method: Any) -> ButcherTableau:
     Example:
         >>> tableau("rk45").order
         5
+
+    Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
     """
     if isinstance(method, ButcherTableau):
         return method
@@ -245,9 +249,15 @@ def chebyshev_coefficients(stages: int, damping: float = 0.05) -> list[tuple[flo
     Raises:
         ValueError: an argument is not as above.
 
+    Example:
+        >>> chebyshev_coefficients(stages=2, damping=0)
+        [(1.0, 0.0, 0.25), (2.0, -1.0, 0.5)]
+
     References:
         van der Houwen and Sommeijer, 1980, "On the internal stability of explicit, m-stage Runge–Kutta methods for
         large m-values".
+
+    Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
     """
     stages, damping = arguments.integer("stages", stages, 1), arguments.number("damping", damping, 0)
     beyond = damping / stages**2  # the centre less 1
@@ -283,6 +293,8 @@ def chebyshev(stages: int, damping: float = 0.05) -> ButcherTableau:
         >>> from companion.gradient_flow import stability_limit
         >>> round(stability_limit(chebyshev(5)), 1)
         48.5
+
+    Taught in chapter 10, :doc:`/notebooks/10_runge_kutta`.
     """
     coefficients = chebyshev_coefficients(stages, damping)
     rows = [np.zeros(stages)]  # of the points: how much of each slope they have gone along

@@ -45,6 +45,8 @@ def vocabulary(documents: Iterable[Iterable[Any]], min_count: int = 5, max_size:
     Example:
         >>> vocabulary([["b", "a", "b"], ["c", "a"]], min_count=2)
         ['a', 'b']
+
+    Taught in chapter 04, :doc:`/notebooks/04_gradients_by_hand`.
     """
     integer("min_count", min_count, 0)
     if max_size is not None:
@@ -92,6 +94,15 @@ def skip_gram_pairs(
     Raises:
         ValueError: an argument is not what it should be; the text has not two different words of the vocabulary, or
             is too short for one batch.
+
+    Example:
+        >>> documents, words = [["a", "b", "c", "a", "b", "c"]], ["a", "b", "c"]
+        >>> pairs = skip_gram_pairs(documents, words, window=1, negatives=2, batch_size=4, subsample=None)
+        >>> ((centres, candidates),) = next(iter(pairs))
+        >>> tuple(centres.shape), tuple(candidates.shape)
+        ((4,), (4, 3))
+
+    Taught in chapter 04, :doc:`/notebooks/04_gradients_by_hand`.
 
     References:
         Mikolov, Sutskever, Chen, Corrado and Dean, 2013, "Distributed representations of words and phrases and their
@@ -157,6 +168,13 @@ def skip_gram_windows(
     Raises:
         ValueError: as for :func:`skip_gram_pairs`.
 
+    Example:
+        >>> documents, words = [["a", "b", "c", "a", "b", "c"]], ["a", "b", "c"]
+        >>> pieces = skip_gram_windows(documents, words, window=1, length=3, shared=2, batch_size=2, subsample=None)
+        >>> ((text, left, right, drawn),) = next(iter(pieces))
+        >>> tuple(text.shape), tuple(left.shape), tuple(right.shape), tuple(drawn.shape)
+        ((2, 5), (2, 3), (2, 3), (2, 2))
+
     References:
         Ji, Satish, Li and Dubey, 2016, "Parallelizing word2vec in shared and distributed memory".
 
@@ -196,6 +214,16 @@ def read_windows(
         ``(centres, candidates, near, weight)``. Candidates are the words of the piece and then its random words. Of
         shape ``(batch, centres, candidates)``, ``near`` is 1 where a candidate is a neighbour and 0 elsewhere, and
         ``weight`` counts neighbours and random words alike.
+
+    Example:
+        >>> text, reach, drawn = (np.array([row]) for row in ([7, 8, 9], [1], [4, 8]))
+        >>> centres, candidates, near, weight = read_windows(text, reach, reach, drawn, negatives=2)
+        >>> centres.tolist(), candidates.numpy().tolist()
+        ([[8]], [[7, 8, 9, 4, 8]])
+        >>> near.numpy().tolist(), weight.numpy().tolist()
+        ([[[1.0, 0.0, 1.0, 0.0, 0.0]]], [[[1.0, 0.0, 1.0, 2.0, 2.0]]])
+
+    Taught in appendix a1, :doc:`/notebooks/a1_word_vectors_as_fast_as_gensim`.
     """
     length, shared = left.shape[1], drawn.shape[1]
     window = (text.shape[1] - length) // 2

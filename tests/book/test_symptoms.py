@@ -21,6 +21,7 @@ SYMPTOMS = re.findall(r"^\| (?!you see|---)(.*?) \|", (ROOT / "book" / "symptoms
 
 SHOWN_ON_THE_PAGE_ON_KERAS = {
     "`optimizer.lr = …` changes nothing": "`optimizer.lr` is ignored",
+    "Every epoch has the same batches": "With a seed, every epoch has the same batches",
     "The first epoch learns nothing": "A short epoch makes no update",
     "The loss jumps when training goes on": "Memory is lost when weights are loaded before build",
     "A resumed run with dropout is another run": "A resumed run repeats its first masks, or draws others",
@@ -284,7 +285,7 @@ def test_limit_of_stability() -> None:
     assert ends[0.19] < 0.1 < 10 < ends[0.21]
 
 
-@reproduces("It explodes since `nesterov=True`")
+@reproduces("SGD: it explodes since `nesterov=True`")
 def test_nesterov_bears_less() -> None:
     ends = [
         abs(stepped(keras.optimizers.SGD(rate, momentum=0.9, nesterov=nesterov), lambda x: x, 1.0, 60))
@@ -293,7 +294,7 @@ def test_nesterov_bears_less() -> None:
     assert max(ends[0], ends[2]) < 1 < 1000 < ends[1]
 
 
-@reproduces("It explodes, or jumps about, since momentum was switched on")
+@reproduces("SGD: it explodes, or jumps about, since momentum was switched on")
 def test_momentum_multiplies_the_rate() -> None:
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
     before = stepped(optimizer, lambda _: 1.0, 0.0, 60)
@@ -436,6 +437,67 @@ def test_median_leaves_out_what_one_knows() -> None:
     rows, weights = [ops.convert_to_tensor([[0.0], [0.0], [9.0]])], ops.ones(3)
     assert float(companion.merging.median(rows, weights)[0][0]) == 0.0
     assert float(companion.merging.weighted_mean(rows, weights)[0][0]) == 3.0
+
+
+@reproduces("Two runs that should be equal differ")
+def test_a_seed_makes_runs_equal() -> None:
+    runs = []
+    for seed in (None, None, 1, 1):
+        if seed:
+            keras.utils.set_random_seed(seed)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        model.compile("sgd", "mse", run_eagerly=True)
+        model.fit(np.eye(3), np.ones((3, 2)), batch_size=1, verbose=0)
+        runs.append(model.get_weights()[0])
+    assert (runs[0] != runs[1]).any()
+    assert (runs[2] == runs[3]).all()
+
+
+@reproduces("Only the first step is slow")
+@reproduces("Every step is slow, with `run_eagerly=True`")
+def test_python_runs_a_layer_once_or_at_every_step() -> None:
+    calls: dict[bool, list[int]] = {False: [], True: []}
+
+    class Counted(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            calls[self.eager].append(1)
+            return x
+
+    for eager, steps in calls.items():
+        layer = Counted()
+        layer.eager = eager
+        model = keras.Sequential([keras.Input((1,)), layer, keras.layers.Dense(1)])
+        model.compile("sgd", "mse", run_eagerly=eager)
+        model.train_on_batch(*BATCH)
+        steps.clear()
+        for _ in range(3):
+            model.train_on_batch(*BATCH)
+    assert {eager: len(steps) for eager, steps in calls.items()} == {False: 0, True: 3}
+
+
+@reproduces("An `Embedding` with many rows is slow under Adam")
+def test_adam_goes_through_rows_that_are_not_in_the_batch() -> None:
+    for optimizer, goes_through_all in ((keras.optimizers.Adam(0.1), True), (keras.optimizers.SGD(0.1), False)):
+        table, moved = keras.Variable(np.zeros((4, 2))), []
+        for row in (1, 2):
+            before = table.numpy()
+            rows = tf.IndexedSlices(tf.ones((1, 2)), tf.constant([row]), tf.constant([4, 2]))
+            optimizer.apply([rows], [table])
+            moved.append(set(np.flatnonzero((table.numpy() != before).any(1)).tolist()))
+        assert moved == [{1}, {1, 2} if goes_through_all else {2}]
+
+
+@reproduces("An `Embedding` with many rows is slow under SGD, too")
+def test_an_embedding_reads_its_whole_table() -> None:
+    layer = keras.layers.Embedding(50, 2)
+    layer.build()
+    read = tf.function(layer.call).get_concrete_function(tf.TensorSpec((3,), "int32"))
+    operations = {operation.type for operation in read.graph.get_operations()}
+    assert "ReadVariableOp" in operations
+    assert "ResourceGather" not in operations
+    of_rows = tf.function(lambda ids: tf.gather(layer.embeddings.value, ids))
+    graph = of_rows.get_concrete_function(tf.TensorSpec((3,), "int32")).graph
+    assert "ResourceGather" in {operation.type for operation in graph.get_operations()}
 
 
 # ---- the loss stands still: what the dials say ----------------------------------------------------------------------
