@@ -105,6 +105,20 @@ def test_the_packages_source_is_shown_as_code(chapter: str) -> None:
         assert not re.search(r"print\(.*getsource", cell.source), "shown without colours: use figures.source"
 
 
+@pytest.mark.parametrize("page", [*CHAPTERS, "book/recipes.md"])
+def test_a_private_name_that_is_shown_is_called_private(page: str) -> None:
+    if page.endswith(".md"):
+        seen = (ROOT / page).read_text()
+        code = "".join(re.findall(r"```python\n(.*?)```", seen, re.DOTALL))
+    else:
+        cells = [cell for cell in notebook(page).cells if not FOLDED & set(cell.metadata.get("tags", []))]
+        code = "".join(cell.source for cell in cells if cell.cell_type == "code")
+        shown = (cell for cell in code_cells(page) if "Source(" in cell.source)
+        code += "".join(out["data"]["text/plain"] for cell in shown for out in cell.outputs)
+        seen = re.sub(r"<details>.*?</details>", "", "".join(cell.source for cell in cells), flags=re.DOTALL)
+    assert not re.search(r"\w\._[a-z]", code) or "private" in seen
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_setup_is_the_same_everywhere(chapter: str) -> None:
     """One folded cell; after what is the same everywhere it holds the chapter's own imports."""
