@@ -472,7 +472,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "noise": (lambda: with_layer(L.GaussianNoise(0.1)), {}, "must be a function of the weights"),
     "dropout in batches": (lambda: with_layer(L.Dropout(0.5)), {"batch_size": 5}, "must be a function of the weights"),
     "statistics": (lambda: with_layer(L.BatchNormalization()), {}, r"freeze BatchNormalization.*moving_mean"),
-    "noise in the loss": (lambda: network(loss=noisy), {}, "asked twice at the same ones it is another number"),
+    "noise in the loss": (lambda: network(loss=noisy), {}, "asked twice at the same weights it gave two numbers"),
     "constraints": (lambda: with_layer(L.Dense(3, kernel_constraint="non_neg")), {}, "weights with constraints"),
     "nothing to train": (frozen, {}, "no trainable weights"),
     "not compiled": (sequential, {}, "must be compiled"),
