@@ -338,8 +338,8 @@ def test_a_flush_is_one_short_batch(make: Callable[..., Any]) -> None:
 
 
 @pytest.mark.claim(
-    "With equal parts, a constant rate and nothing else of the table, Keras is exact, and it clips where it should, on "
-    "the mean of the window.",
+    "With equal parts, a constant rate and nothing else of the table, Keras is exact, clipping included: it clips the "
+    "mean of the window, as it should.",
     chapter="07",
 )
 @pytest.mark.parametrize("clip", [{}, {"clipnorm": 0.3}, {"global_clipnorm": 0.3}, {"clipvalue": 0.1}])
