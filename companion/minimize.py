@@ -232,9 +232,10 @@ class _Loss:
             again, precision = self._answer(start).loss, min(1e3 * np.finfo(keras.config.floatx()).eps, 1e-2)
             if not abs(again - first.loss) <= precision * (abs(again) + abs(first.loss)):
                 raise ValueError(
-                    "The loss must depend on the weights alone, but asked twice at the same weights it gave two numbers:"
-                    " something draws at random, in a layer, in the loss, or in the data (augmentation, or a data set "
-                    "that brings others each time). Take it out, or use `fit`, which is made for it. Received: "
+                    "The loss must depend on the weights alone, but asked twice at the same weights it gave two "
+                    "numbers: something draws at random, in a layer, in the loss, or in the data (augmentation, or a "
+                    "data set that brings others each time). Take it out, or use `fit`, which is made for it. "
+                    "Received: "
                     f"{first.loss!r}, then {again!r}"
                 )
         return start
