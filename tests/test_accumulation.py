@@ -13,6 +13,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -1020,6 +1021,21 @@ def test_flush_ends_the_window_of_each_subset() -> None:
     references[1].apply(found[1:], expected[1:])
     assert distance(numbers(expected), numbers(variables)) <= 1e-12
     assert int(optimizer.iterations) == 2
+
+
+def test_what_is_frozen_is_left_out_with_a_word_and_what_is_not_without_one() -> None:
+    optimizer, variables = GradientAccumulation(MOMENTUM(), 1), network()
+    found = gradients(variables, EQUAL[0])
+    optimizer.build(variables)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.apply(found, variables)
+    before = numbers(variables)
+    variables[1].trainable = False
+    with pytest.warns(UserWarning, match=r"Variables \['v1'\] are not trainable: their gradients are left out"):
+        optimizer.apply(found, variables)
+    moved = [bool((old != new).any()) for old, new in zip(before, numbers(variables), strict=True)]
+    assert moved == [True, False, True]
 
 
 def test_variables_without_gradients_stay_as_they_are() -> None:
